@@ -1,0 +1,17 @@
+"""Errors that a user can mend. A message says what was found, what was wanted and what to do, in one line."""
+
+
+class UserError(Exception):
+    """Printed by the command line as one line without a traceback; the exit code is 2."""
+
+
+class ConfigError(UserError):
+    """A recipe, an option or a combination of them that cannot work."""
+
+
+class InputError(UserError):
+    """Text or a tokenizer that cannot be read."""
+
+
+class FormatError(UserError):
+    """A stored file (dataset, checkpoint, run directory) that is missing, damaged or of something else."""

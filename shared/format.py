@@ -1,0 +1,237 @@
+"""The dataset format, on one page, and the only code that knows it.
+
+    <tokens>/index.json           the commit: written last. No index, no dataset.
+    <tokens>/tokenizer.json       the exact bytes that made every token here
+    <tokens>/00000.npy            the shard's token ids: 1-D, uint16 or uint32, little-endian, a standard .npy
+    <tokens>/00000.documents.npy  uint64: where each input row starts, num_rows + 1 offsets (a skipped row has length 0)
+    <tokens>/00000.json           the shard's receipt, written after its arrays; what a resumed build trusts
+
+Every document is followed by the end-of-document id; documents stand end to end; nothing is dropped. With a chunk
+length of L, chunk i of a shard is the L + 1 ids from i*L to (i+1)*L inclusive: neighbours share one id, and every id
+but a shard's first is a target exactly once. The file holds num_chunks*L + 1 ids; the ids that pad it are
+end-of-document ids, are counted in the index and are never targets. A shard is one plain stream, so a reader may ask
+for any other chunk length: the arithmetic is the same, and it pads in memory.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.config import structure, unstructure
+from shared.errors import ConfigError, FormatError
+from shared.storage import SEAL, read_sealed, write_sealed
+
+FORMAT = "argonne-tokens"
+VERSION = 1
+INDEX_NAME = "index.json"
+TOKENIZER_NAME = "tokenizer.json"
+TOKEN_DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+OFFSET_DTYPE: np.dtype = np.dtype("<u8")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input file: `path` relative to the input directory, `identity` the sha256 of its footer."""
+
+    path: str
+    size_bytes: int
+    num_rows: int
+    identity: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one shard holds. `source` counts into the index's sources; rows count within that source."""
+
+    source: int
+    first_row_group: int
+    num_row_groups: int
+    first_row: int
+    num_rows: int
+    num_documents: int
+    num_null: int
+    num_empty: int
+    text_bytes: int
+    num_tokens: int
+    num_chunks: int
+    num_padding: int
+    tokens_sha256: str
+    documents_sha256: str
+
+
+@dataclass(frozen=True)
+class GoldenVector:
+    """A text and the ids that the dataset's tokenizer gives for it."""
+
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """Which tokenizer made the ids; `vocab_size` is the highest id it can give + 1, not its number of entries."""
+
+    sha256: str
+    vocab_size: int
+    end_of_document: str
+    end_of_document_id: int
+    golden: list[GoldenVector]
+
+
+@dataclass(frozen=True)
+class Index:
+    """The whole of a dataset but its arrays. `fingerprint` is the hash over all the rest: the dataset's name."""
+
+    format: str
+    version: int
+    chunk_length: int
+    dtype: str
+    text_column: str
+    shard_bytes: int
+    tokenizer: TokenizerIdentity
+    sources: list[Source]
+    shards: list[Shard]
+    fingerprint: str = field(default="", compare=False)
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids that are tokens of documents or end-of-document ids; padding is not counted."""
+        return sum(shard.num_tokens for shard in self.shards)
+
+    def shard_tokens(self) -> list[int]:
+        """Tokens of each shard, in order."""
+        return [shard.num_tokens for shard in self.shards]
+
+
+def token_dtype(vocab_size: int) -> str:
+    """Name of the narrowest dtype that holds every id below `vocab_size`.
+
+    >>> token_dtype(50257), token_dtype(65536), token_dtype(65537)
+    ('uint16', 'uint16', 'uint32')
+    """
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def num_chunks(num_tokens: int, length: int) -> int:
+    """Chunks of `length` targets that hold every token but the first as a target.
+
+    >>> [num_chunks(n, 4) for n in (0, 1, 2, 5, 6)]
+    [0, 0, 1, 1, 2]
+    """
+    return -(-max(num_tokens - 1, 0) // length)
+
+
+def num_targets(num_tokens: int, length: int, offset: int) -> int:
+    """Targets in chunk `offset` of a shard: `length`, or fewer in its last chunk.
+
+    >>> num_targets(6, 4, 0), num_targets(6, 4, 1)
+    (4, 1)
+    """
+    return min(length, num_tokens - 1 - offset * length)
+
+
+def stored_size(num_tokens: int, length: int) -> int:
+    """Ids in a shard's file, padding included.
+
+    >>> stored_size(0, 4), stored_size(6, 4)
+    (1, 9)
+    """
+    return num_chunks(num_tokens, length) * length + 1
+
+
+def tokens_path(directory: Path, shard: int) -> Path:
+    """Where the token ids of shard number `shard` are. Names are made from numbers, never read from a file."""
+    return directory / f"{shard:05d}.npy"
+
+
+def documents_path(directory: Path, shard: int) -> Path:
+    """Where the document offsets of shard number `shard` are."""
+    return directory / f"{shard:05d}.documents.npy"
+
+
+def receipt_path(directory: Path, shard: int) -> Path:
+    """Where the receipt of shard number `shard` is."""
+    return directory / f"{shard:05d}.json"
+
+
+def write_index(directory: Path, index: Index) -> str:
+    """Commit the dataset: write its index, durable and whole or absent; return the fingerprint."""
+    document = unstructure(index)
+    del document[SEAL]
+    return write_sealed(directory / INDEX_NAME, document)
+
+
+def read_index(directory: Path) -> Index:
+    """The index of the dataset in `directory`.
+
+    Raises: FormatError if there is none, the build has not finished, it is damaged, or it is of another version.
+    """
+    path = directory / INDEX_NAME
+    if not path.is_file():
+        raise FormatError(_no_index(directory))
+    document = read_sealed(path)
+    if (document.get("format"), document.get("version")) != (FORMAT, VERSION):
+        found = f"{document.get('format')} version {document.get('version')}"
+        raise FormatError(f"{path} is {found}; {FORMAT} version {VERSION} is wanted: tokenize again with this release")
+    try:
+        return structure(document, Index, str(path))
+    except ConfigError as error:
+        raise FormatError(f"{error}: the index was not written by this release; tokenize again") from None
+
+
+def _no_index(directory: Path) -> str:
+    remedy = f"make one with `make tokenize DATA=... TOKENS={directory}`"
+    if not directory.is_dir():
+        return f"{directory} not found: a token dataset is wanted; {remedy}"
+    if (directory / TOKENIZER_NAME).exists():
+        return (
+            f"{directory} is still being built (no {INDEX_NAME}): wait for `make tokenize`, or run it again to resume"
+        )
+    return f"{directory} is not a token dataset (no {INDEX_NAME}): {remedy}"
+
+
+def open_tokens(directory: Path, index: Index, shard: int) -> npt.NDArray[np.unsignedinteger]:
+    """Read-only map of the ids of shard number `shard`, stored_size ids long.
+
+    Raises: FormatError if the file is not exactly what the index says.
+    """
+    size = stored_size(index.shards[shard].num_tokens, index.chunk_length)
+    return open_array(tokens_path(directory, shard), TOKEN_DTYPES[index.dtype], size)
+
+
+def open_documents(directory: Path, index: Index, shard: int) -> npt.NDArray[np.uint64]:
+    """Read-only map of the num_rows + 1 offsets at which the rows of shard number `shard` start.
+
+    Raises: FormatError if the file is not exactly what the index says.
+    """
+    return open_array(documents_path(directory, shard), OFFSET_DTYPE, index.shards[shard].num_rows + 1)
+
+
+def open_array(path: Path, dtype: np.dtype, size: int) -> npt.NDArray:
+    """Read-only map of a 1-D .npy file whose header and length are those wanted.
+
+    The length is checked before mapping: touching a map behind the end of a file kills the process (SIGBUS).
+
+    Raises: FormatError naming the file, what was found and what mends it.
+    """
+    remedy = f"delete {path.name.split('.')[0]}.* there and run `make tokenize` again: only that shard is rebuilt"
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, _, found_dtype = read_header(file)
+            start = file.tell()
+    except FileNotFoundError:
+        raise FormatError(f"{path} is missing: {remedy}") from None
+    except ValueError as error:
+        raise FormatError(f"{path} is not a .npy file ({error}): {remedy}") from None
+    if (shape, found_dtype) != ((size,), dtype):
+        raise FormatError(f"{path} holds {shape} of {found_dtype}; {(size,)} of {dtype} is wanted: {remedy}")
+    size_bytes, wanted_bytes = path.stat().st_size, start + size * dtype.itemsize
+    if size_bytes != wanted_bytes:
+        raise FormatError(f"{path} is {size_bytes:,} bytes; {wanted_bytes:,} are wanted: {remedy}")
+    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=(size,))

@@ -1,0 +1,110 @@
+"""Every durable write and every checksum of both programs.
+
+A file written here is whole or absent: it is written under a temporary name, flushed to the disk, renamed, and the
+directory entry is flushed too. A *sealed* JSON document carries the hash of its own contents as `fingerprint`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from shared.errors import FormatError, UserError
+
+SEAL = "fingerprint"
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Write `pieces` end to end to `path`, durable and whole or absent; return the sha256 of the contents."""
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    digest = hashlib.sha256()
+    with open(temporary, "wb") as file:
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+    return digest.hexdigest()
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and new names in `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of the file's contents."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(document: dict[str, Any]) -> str:
+    """Hex sha256 of `document` without its seal, as JSON with sorted keys and no spaces.
+
+    >>> seal({"b": 1, "a": 2}) == seal({"a": 2, "b": 1, "fingerprint": "ignored"})
+    True
+    """
+    rest = {key: value for key, value in document.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_sealed(path: Path, document: dict[str, Any]) -> str:
+    """Write `document` with its seal, durable and whole or absent; return the seal."""
+    fingerprint = seal(document)
+    text = json.dumps({**document, SEAL: fingerprint}, indent=1)
+    write_file(path, [text.encode() + b"\n"])
+    return fingerprint
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The document at `path`, seal included.
+
+    Raises: FormatError if it is not JSON or its contents do not match its seal; FileNotFoundError if it is absent.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise FormatError(
+            f"{path} is not valid JSON ({error}): it is damaged or not ours; restore or rebuild it"
+        ) from None
+    if not isinstance(document, dict) or document.get(SEAL) != seal(document):
+        raise FormatError(f"{path} does not match its own checksum: it was damaged or edited; restore or rebuild it")
+    return document
+
+
+@contextmanager
+def exclusive(directory: Path, what: str) -> Iterator[None]:
+    """Hold `directory` for this process alone; the lock ends with the process, however it ends.
+
+    Raises: UserError at once if another process holds it.
+    """
+    lock = FileLock(directory / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{directory} is in use by another {what}: wait for it to end or name another directory"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_tree(directory: Path) -> None:
+    """Delete `directory` and what is in it, and make that durable."""
+    shutil.rmtree(directory)
+    sync_directory(directory.parent)
