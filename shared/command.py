@@ -32,5 +32,6 @@ def run_command(program: str, commands: Mapping[str, Command], argv: Sequence[st
 
 def _usage(program: str, commands: Mapping[str, Command]) -> str:
     width = max(map(len, commands))
-    lines = [f"  {name:<{width}}  {(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items()]
+    summaries = {name: (command.__doc__ or "").partition("\n")[0] for name, command in commands.items()}
+    lines = [f"  {name:<{width}}  {summary}".rstrip() for name, summary in summaries.items()]
     return "\n".join([f"usage: python -m {program} COMMAND [--help]", "", *lines])

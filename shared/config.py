@@ -2,12 +2,15 @@
 
 import difflib
 import tomllib
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import cattrs
+from cattrs.cols import homogenous_tuple_structure_factory, list_structure_factory
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.gen import make_dict_structure_fn
 
 from shared.errors import ConfigError
 
@@ -25,10 +28,35 @@ def _exactly(kind: type) -> Any:
     return check
 
 
+def _from_table(kind: type) -> Any:
+    return _only((dict,), "a table", make_dict_structure_fn(kind, _converter, _cattrs_forbid_extra_keys=True))
+
+
+def _from_list(kind: type) -> Any:
+    """Without this, cattrs takes a string for the list of its letters."""
+    make = list_structure_factory if get_origin(kind) is list else homogenous_tuple_structure_factory
+    return _only((list, tuple), "a list", make(kind, _converter))
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) is list or (get_origin(kind) is tuple and Ellipsis in get_args(kind))
+
+
+def _only(plain: tuple[type, ...], name: str, hook: Callable[[Any, Any], Any]) -> Any:
+    def check(value: Any, kind: type) -> Any:
+        if isinstance(value, plain):
+            return hook(value, kind)
+        raise TypeError(f"{value!r} is not {name}")
+
+    return check
+
+
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 _converter = cattrs.Converter(forbid_extra_keys=True)
 for _kind in _NAMES:
     _converter.register_structure_hook(_kind, _exactly(_kind))
+_converter.register_structure_hook_factory(is_dataclass, _from_table)
+_converter.register_structure_hook_factory(_is_list, _from_list)
 
 
 def structure(data: Any, kind: type[T], where: str) -> T:
@@ -39,7 +67,7 @@ def structure(data: Any, kind: type[T], where: str) -> T:
     """
     try:
         return _converter.structure(data, kind)
-    except (ClassValidationError, IterableValidationError) as error:
+    except (ClassValidationError, IterableValidationError, TypeError) as error:
         raise ConfigError(f"{where}: {_first_problem(error)}") from None
 
 
@@ -54,7 +82,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises: ConfigError if there is no such file or it is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} not found: name an existing recipe file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -67,14 +95,16 @@ def _first_problem(error: BaseException, path: str = "") -> str:
         return "; ".join(_unknown_key(path + key, key, error.cl) for key in sorted(error.extra_fields))
     if isinstance(error, (ClassValidationError, IterableValidationError)):
         notes, others = error.group_exceptions()
-        if notes:
-            inner, note = notes[0]
-            name = str(getattr(note, "name", getattr(note, "index", "")))
-            return _first_problem(inner, f"{path}{name}.")
-        return _first_problem(others[0], path)
+        if others:  # unknown keys go before a missing one, of which they are often a misspelling
+            return _first_problem(others[0], path)
+        inner, note = notes[0]
+        name = str(getattr(note, "name", getattr(note, "index", "")))
+        return _first_problem(inner, f"{path}{name}.")
+    if isinstance(error, ConfigError):
+        return str(error)
     if isinstance(error, KeyError):
         return f"{path.rstrip('.')} is missing"
-    return f"{path.rstrip('.')}: {error}"
+    return f"{path.rstrip('.')}: {error}" if path else str(error)
 
 
 def _unknown_key(path: str, key: str, kind: type) -> str:

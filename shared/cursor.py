@@ -8,7 +8,6 @@ stored or drawn, so world size, prefetch and restarts cannot change what is read
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from math import isqrt
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from shared.format import num_chunks
 
 ROUNDS = 6
 Integers = npt.NDArray[np.uint64]
+Chunks = npt.NDArray[np.int64]
 
 
 class Cursor(NamedTuple):
@@ -35,8 +35,7 @@ def rank_positions(start: int, global_batch: int, dp_rank: int, dp_size: int) ->
     >>> [list(rank_positions(8, 4, rank, 2)) for rank in range(2)]
     [[8, 9], [10, 11]]
     """
-    share = global_batch // dp_size
-    return range(start + dp_rank * share, start + (dp_rank + 1) * share)
+    return range(start + global_batch * dp_rank // dp_size, start + global_batch * (dp_rank + 1) // dp_size)
 
 
 @dataclass(frozen=True)
@@ -57,29 +56,30 @@ class ReadingOrder:
     seed: int | None = None
 
     @property
-    def bounds(self) -> tuple[int, ...]:
+    def bounds(self) -> Chunks:
         """The first chunk of each shard in natural order, then the number of all chunks."""
         return _bounds(self.shard_tokens, self.length)
 
     @property
     def num_training(self) -> int:
         """Chunks of one epoch."""
-        return self.bounds[-1] - self.num_held_out
+        return int(self.bounds[-1]) - self.num_held_out
 
     def cursor(self, position: int) -> Cursor:
         """The cursor at `position`."""
         epoch, place = divmod(position, self.num_training)
         chunk = place if self.seed is None else int(permute(np.array([place]), self.num_training, self._key(epoch))[0])
-        return Cursor(epoch, *self.locate(chunk))
+        shards, offsets = self.locate(np.array([chunk]))
+        return Cursor(epoch, int(shards[0]), int(offsets[0]))
 
     def position(self, cursor: Cursor) -> int:
         """The position of `cursor`: the inverse of `cursor`."""
-        chunk = self.bounds[cursor.shard] + cursor.offset
+        chunk = int(self.bounds[cursor.shard]) + cursor.offset
         if self.seed is not None:
             chunk = int(unpermute(np.array([chunk]), self.num_training, self._key(cursor.epoch))[0])
         return cursor.epoch * self.num_training + chunk
 
-    def chunks(self, positions: range) -> npt.NDArray[np.int64]:
+    def chunks(self, positions: range) -> Chunks:
         """Numbers, in natural order over all shards, of the chunks at `positions`."""
         epochs, chunks = np.divmod(np.arange(positions.start, positions.stop, dtype=np.int64), self.num_training)
         if self.seed is not None:
@@ -88,25 +88,40 @@ class ReadingOrder:
                 chunks[there] = permute(chunks[there], self.num_training, self._key(int(epoch)))
         return chunks
 
-    def held_out(self, positions: range) -> npt.NDArray[np.int64]:
+    def held_out(self, positions: range) -> Chunks:
         """Numbers of the held-out chunks at `positions` of the validation range, which is read in natural order."""
         return self.num_training + np.arange(positions.start, positions.stop, dtype=np.int64)
 
-    def locate(self, chunk: int) -> tuple[int, int]:
-        """Shard and offset of a chunk number."""
-        shard = int(np.searchsorted(self.bounds, chunk, side="right")) - 1
-        return shard, chunk - self.bounds[shard]
+    def locate(self, chunks: Chunks) -> tuple[Chunks, Chunks]:
+        """Shard and offset of each chunk number."""
+        shards = np.searchsorted(self.bounds, chunks, side="right") - 1
+        return shards, chunks - self.bounds[shards]
+
+    def num_targets(self, chunks: Chunks) -> Chunks:
+        """Targets in each chunk: `length`, or fewer in the last chunk of a shard."""
+        shards, offsets = self.locate(chunks)
+        left: Chunks = _tokens(self.shard_tokens)[shards] - 1 - offsets * self.length
+        return np.minimum(left, self.length)
 
     def _key(self, epoch: int) -> bytes:
         return f"{self.seed}/{epoch}".encode()
 
 
 @lru_cache(maxsize=16)
-def _bounds(shard_tokens: tuple[int, ...], length: int) -> tuple[int, ...]:
-    return tuple(accumulate((num_chunks(tokens, length) for tokens in shard_tokens), initial=0))
+def _bounds(shard_tokens: tuple[int, ...], length: int) -> Chunks:
+    bounds = np.cumsum([0, *(num_chunks(tokens, length) for tokens in shard_tokens)], dtype=np.int64)
+    bounds.flags.writeable = False  # shared by all that ask
+    return bounds
 
 
-def permute(places: npt.NDArray[np.int64], size: int, key: bytes) -> npt.NDArray[np.int64]:
+@lru_cache(maxsize=16)
+def _tokens(shard_tokens: tuple[int, ...]) -> Chunks:
+    tokens = np.array(shard_tokens, dtype=np.int64)
+    tokens.flags.writeable = False
+    return tokens
+
+
+def permute(places: Chunks, size: int, key: bytes) -> Chunks:
     """Image of each place in [0, size) under the permutation of [0, size) that `key` names.
 
     A Feistel network on a grid of at least `size` cells, walked until it lands inside: no table, no memory, any size.
@@ -116,12 +131,12 @@ def permute(places: npt.NDArray[np.int64], size: int, key: bytes) -> npt.NDArray
     return _walk(places, size, key, forward=True)
 
 
-def unpermute(images: npt.NDArray[np.int64], size: int, key: bytes) -> npt.NDArray[np.int64]:
+def unpermute(images: Chunks, size: int, key: bytes) -> Chunks:
     """The inverse of `permute`."""
     return _walk(images, size, key, forward=False)
 
 
-def _walk(values: npt.NDArray[np.int64], size: int, key: bytes, *, forward: bool) -> npt.NDArray[np.int64]:
+def _walk(values: Chunks, size: int, key: bytes, *, forward: bool) -> Chunks:
     rows = isqrt(size - 1) + 1
     columns = -(-size // rows)
     keys = _round_keys(key)

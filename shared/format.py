@@ -15,6 +15,7 @@ for any other chunk length: the arithmetic is the same, and it pads in memory.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import numpy.typing as npt
@@ -227,8 +228,9 @@ def open_array(path: Path, dtype: np.dtype, size: int) -> npt.NDArray:
             start = file.tell()
     except FileNotFoundError:
         raise FormatError(f"{path} is missing: {remedy}") from None
-    except ValueError as error:
-        raise FormatError(f"{path} is not a .npy file ({error}): {remedy}") from None
+    except (ValueError, SyntaxError, TokenError) as error:  # numpy parses the header as Python
+        reason = str(error).partition("\n")[0]
+        raise FormatError(f"{path} is not a .npy file ({reason}): {remedy}") from None
     if (shape, found_dtype) != ((size,), dtype):
         raise FormatError(f"{path} holds {shape} of {found_dtype}; {(size,)} of {dtype} is wanted: {remedy}")
     size_bytes, wanted_bytes = path.stat().st_size, start + size * dtype.itemsize
