@@ -1,0 +1,1 @@
+"""Token dataset -> weights: trains Argonne models under pipeline parallelism or FSDP."""

@@ -1,0 +1,96 @@
+"""The command line of stage two: `python -m train COMMAND`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from shared.command import run_command
+from shared.terminal import safe_text
+from train.config import RunConfig, load_recipe
+from train.sample import Sampling
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Train a model on a token dataset, or continue a run that is there."""
+
+    tokens: Path
+    """The dataset, made by `make tokenize`."""
+    run: Path
+    """Directory of the run."""
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    recipe: str = "tiny"
+    """Name of a shipped recipe, or path of a .toml file; the options below change it."""
+    nproc: int | None = None
+    """Processes. None: as many as there are GPUs, or 2."""
+    stop_step: int | None = None
+    """End after this step, saved; the schedule stays that of training.total-steps."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Continue a text with the model of a run's newest checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")]
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Draw the losses of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Train a model on a token dataset, or continue a run that is there."""
+    from train.preflight import RunRequest, prepare
+
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--recipe", default=RunOptions.recipe)
+    recipe = load_recipe(named.parse_known_args(arguments)[0].recipe)
+    default = RunOptions(tyro.MISSING, tyro.MISSING, recipe)
+    options = tyro.cli(RunOptions, args=arguments, default=default, prog="python -m train run")
+    request = RunRequest(options.tokens, options.run, options.config, options.stop_step)
+    if "RANK" in os.environ:
+        from train.run import run as run_rank
+
+        run_rank(request)
+        return 0
+    from train.launch import default_processes, launch
+
+    num_processes = options.nproc or default_processes()
+    prepare(request, num_processes)
+    return launch(num_processes, arguments)
+
+
+def sample(arguments: Sequence[str]) -> None:
+    """Continue a text with the model of a run's newest checkpoint."""
+    from train.sample import sample as sample_text
+
+    default = SampleOptions(tyro.MISSING, Sampling())
+    options = tyro.cli(SampleOptions, args=arguments, default=default, prog="python -m train sample")
+    text, step = sample_text(options.run, options.prompt, options.sampling)
+    print(f"--- step {step} of {options.run}")
+    print(safe_text(text, keep_newlines=True))
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Draw the losses of a run to loss.png in its directory."""
+    from train.report import plot_losses
+
+    options = tyro.cli(ReportOptions, args=arguments, prog="python -m train report")
+    print(plot_losses(options.run))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("train", {"run": run, "sample": sample, "report": report}, sys.argv[1:]))

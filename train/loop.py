@@ -1,0 +1,108 @@
+"""The training loop. It does not know which strategy it drives, and it holds no state but `Progress`."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from shared.errors import UserError
+from train.checkpoint import Checkpoints, Progress
+from train.collective import gather_rows, step_seed
+from train.config import RunConfig
+from train.data import ChunkReader, chain_digest
+from train.metrics import RunLog
+from train.optim import learning_rate, set_learning_rate
+from train.recovery import StopRequest
+from train.strategy import Strategy
+from train.validation import validation_loss
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What run.py wires together."""
+
+    config: RunConfig
+    strategy: Strategy
+    optimizer: Optimizer
+    reader: ChunkReader
+    checkpoints: Checkpoints
+    log: RunLog
+    stop: StopRequest
+    device: torch.device
+    flops_per_token: float
+    peak_flops: float
+
+
+def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
+    """Train until `last_step` steps are done or a signal asks to stop; what was reached is saved.
+
+    Raises: UserError before the optimizer moves if the loss or the gradient is not finite.
+    """
+    config, saved_step = parts.config, progress.step
+    while progress.step < last_step and not parts.stop.agreed():
+        progress, record = _step(parts, progress)
+        if progress.step == config.training.total_steps or _is_due(progress.step, config.training.validate_every):
+            loss = validation_loss(parts.strategy, parts.reader, parts.device)
+            record |= {} if loss is None else {"validation_loss": loss}
+        parts.log.step(record, is_last=progress.step == last_step)
+        if progress.step == last_step or _is_due(progress.step, config.checkpoint.every):
+            saved_step = _save(parts, progress)
+    if progress.step > saved_step:
+        _save(parts, progress)
+    return progress
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _save(parts: Parts, progress: Progress) -> int:
+    path = parts.checkpoints.save(parts.strategy.model, parts.optimizer, progress)
+    parts.log.event("save", step=progress.step, path=str(path))
+    return progress.step
+
+
+def _step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any]]:
+    """One optimizer step on the global batch at the cursor: where the run is then, and the step's record."""
+    began = time.perf_counter()
+    config, strategy, order = parts.config, parts.strategy, parts.reader.order
+    position = order.position(progress.cursor)
+    batch, data_wait_s = parts.reader.fetch(position, parts.device)
+    rate = learning_rate(config.optimizer, config.training.total_steps, progress.step)
+    set_learning_rate(parts.optimizer, rate)
+    torch.manual_seed(step_seed(config.training.seed, progress.step))
+
+    loss = strategy.forward_backward(batch)
+    grad_norm = strategy.clip_grad_norm(config.optimizer.max_grad_norm)
+    loss_value, norm_value = torch.stack((loss, grad_norm)).tolist()  # the step's one wait for the device
+    if not torch.tensor((loss_value, norm_value)).isfinite().all():
+        raise UserError(
+            f"step {progress.step + 1}: loss {loss_value}, gradient norm {norm_value}: stopped before the weights "
+            "changed; lower optimizer.learning_rate or look at the data, then start from an older checkpoint"
+        )
+    parts.optimizer.step()
+    parts.optimizer.zero_grad()
+
+    rows = gather_rows(batch.row_digests, strategy.dp_group)
+    progress = Progress(
+        progress.step + 1,
+        order.cursor(position + config.data.global_batch),
+        progress.tokens + batch.num_targets,
+        chain_digest(progress.data_digest, rows),
+    )
+    step_s = time.perf_counter() - began
+    return progress, {
+        "step": progress.step,
+        "loss": loss_value,
+        "grad_norm": norm_value,
+        "lr": rate,
+        "tokens": progress.tokens,
+        "tokens_per_s": batch.num_targets / step_s,
+        "step_s": step_s,
+        "data_wait_s": data_wait_s,
+        "mfu": batch.num_targets * parts.flops_per_token / step_s / parts.peak_flops,
+        **progress.cursor._asdict(),
+        "data_digest": progress.data_digest,
+    }

@@ -1,0 +1,89 @@
+"""What a run writes about itself: a JSON line for each step, one for each event, and a line for people now and then.
+
+Only rank 0 writes. Each step stands in metrics.jsonl once, however often the run was killed and continued.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared.storage import write_file
+
+LINE_INTERVAL_S = 5.0
+
+
+class RunLog:
+    """metrics.jsonl and events.jsonl of one run, and what it prints."""
+
+    def __init__(self, directory: Path, is_writer: bool, total_steps: int) -> None:
+        self.metrics_path = directory / "metrics.jsonl"
+        self.events_path = directory / "events.jsonl"
+        self.is_writer, self.total_steps = is_writer, total_steps
+        self._last_line = 0.0
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of steps after `step`, which will be run again, and a line that a kill cut short."""
+        if self.is_writer and self.metrics_path.exists():
+            kept = [line for line in self.metrics_path.read_bytes().splitlines(keepends=True) if _is_until(line, step)]
+            write_file(self.metrics_path, kept)
+
+    def step(self, record: dict[str, Any], is_last: bool) -> None:
+        """Append the record of one step; print it if the interval is over, it was validated, or it is the last."""
+        if not self.is_writer:
+            return
+        with open(self.metrics_path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        if is_last or "validation_loss" in record or time.monotonic() - self._last_line > LINE_INTERVAL_S:
+            self._last_line = time.monotonic()
+            print(self._line(record), flush=True)
+
+    def event(self, name: str, **details: Any) -> None:
+        """Append an event, and say it."""
+        if not self.is_writer:
+            return
+        with open(self.events_path, "a") as file:
+            file.write(json.dumps({"time": time.time(), "event": name, **details}) + "\n")
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in details.items()), flush=True)
+
+    def _line(self, record: dict[str, Any]) -> str:
+        left_s = (self.total_steps - record["step"]) * record["step_s"]
+        hours, seconds = divmod(int(left_s), 3600)
+        validation = f"  validation {record['validation_loss']:.4f}" if "validation_loss" in record else ""
+        return (
+            f"step {record['step']}/{self.total_steps}  loss {record['loss']:.4f}{validation}  "
+            f"grad {record['grad_norm']:.3f}  lr {record['lr']:.2e}  {record['tokens_per_s']:,.0f} tokens/s  "
+            f"mfu {record['mfu']:.0%}  data-wait {record['data_wait_s'] * 1000:.1f} ms  "
+            f"left {hours}:{seconds // 60:02d}:{seconds % 60:02d}"
+        )
+
+
+def _is_until(line: bytes, step: int) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    recorded: int = json.loads(line)["step"]
+    return recorded <= step
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The records of all steps of a run, alive, finished or dead; a line that a kill cut short is left out."""
+    lines = (directory / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large square matrix product on `device`: what mfu is a share of."""
+    size, tries = (8192, 10) if device.type == "cuda" else (1024, 5)
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    seconds = []
+    for _ in range(tries + 1):  # the first warms up
+        synchronize()
+        began = time.perf_counter()
+        matrix @ matrix
+        synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 2.0 * size**3 / min(seconds[1:])

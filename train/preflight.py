@@ -1,0 +1,152 @@
+"""Everything that can be wrong with a run, found before a process group exists: one mistake is one message."""
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shared.config import unstructure
+from shared.cursor import ReadingOrder
+from shared.errors import ConfigError, FormatError
+from shared.format import TOKENIZER_NAME, Index, open_tokens, read_index
+from shared.storage import read_sealed
+from train.config import RunConfig
+from train.data import reading_order
+from train.layout import Layout, lay_out, stage_bytes
+
+RUN_NAME = "run.json"
+CHANGEABLE = {"strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every"}
+"""What of a recipe may differ when a run is continued: nothing that its losses depend on."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a user asks for."""
+
+    tokens: Path
+    """The dataset."""
+    run: Path
+    """Where the run is or will be; a run that is there is continued."""
+    config: RunConfig
+    stop_step: int | None = None
+    """End here, saved, without changing the schedule."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was checked, with all that follows from it."""
+
+    request: RunRequest
+    config: RunConfig
+    index: Index
+    order: ReadingOrder
+    layout: Layout
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run is; written into run.json and every checkpoint."""
+        return {
+            "recipe": unstructure(self.config),
+            "dataset": self.index.fingerprint,
+            "tokenizer": self.index.tokenizer.sha256,
+        }
+
+    @property
+    def last_step(self) -> int:
+        """Where this start of the run ends."""
+        total = self.config.training.total_steps
+        return total if self.request.stop_step is None else min(self.request.stop_step, total)
+
+
+def prepare(request: RunRequest, world_size: int) -> Prepared:
+    """The checked request.
+
+    Raises: UserError of the first thing that is wrong with the recipe, dataset, tokenizer, layout, memory or run.
+    """
+    index = read_index(request.tokens)
+    _check_files(request.tokens, index)
+    tokenizer = index.tokenizer
+    model = request.config.model.resolved(tokenizer.vocab_size, tokenizer.end_of_document_id)
+    config = replace(request.config, model=model)
+    order = reading_order(index, config)
+    if order.num_training < config.data.global_batch:
+        raise ConfigError(
+            f"{request.tokens} has {order.bounds[-1]} chunks of {order.length}, of which data.validation_chunks "
+            f"reserves {order.num_held_out}: a global batch of {config.data.global_batch} must be left to train on"
+        )
+    layout = lay_out(config, world_size)
+    _check_memory(config, layout)
+    prepared = Prepared(request, config, index, order, layout)
+    _check_run(prepared)
+    return prepared
+
+
+def _check_files(tokens: Path, index: Index) -> None:
+    """Raises: FormatError if a shard is not there in full, or the tokenizer is not the one that made it."""
+    for shard in range(len(index.shards)):
+        open_tokens(tokens, index, shard)
+    path = tokens / TOKENIZER_NAME
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
+    if found != index.tokenizer.sha256:
+        raise FormatError(
+            f"{path} is {found[:12]}, the dataset was made with {index.tokenizer.sha256[:12]}: put that file back"
+        )
+
+
+def _check_memory(config: RunConfig, layout: Layout) -> None:
+    """Raises: ConfigError if what a rank holds for certain is more than there is."""
+    import torch
+
+    each = stage_bytes(config, layout)
+    if torch.cuda.is_available():
+        needed, there, where = max(each), torch.cuda.get_device_properties(0).total_memory, "a GPU"
+    else:
+        share = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / int(os.environ.get("WORLD_SIZE", "1"))
+        needed, there = (
+            int(sum(each) * layout.dp_size * share),
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        )
+        where = "this machine"
+    if needed > there:
+        raise ConfigError(
+            f"weights, gradients, optimizer state and logits take {needed / 2**30:.1f} GiB, {where} has "
+            f"{there / 2**30:.1f} GiB: use more ranks, a smaller model or a smaller training.microbatch"
+        )
+
+
+def _check_run(prepared: Prepared) -> None:
+    """Raises: ConfigError if the directory holds a run of something else, or no run but other files."""
+    directory = prepared.request.run
+    path = directory / RUN_NAME
+    if not path.exists():
+        if directory.is_dir() and any(directory.iterdir()):
+            raise ConfigError(f"{directory} is not empty and not a run (no {RUN_NAME}): name another directory")
+        return
+    before, now = _flatten(read_sealed(path)["identity"]), _flatten(json.loads(json.dumps(prepared.identity)))
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    fixed = [name for name in changed if not name.startswith(tuple(f"recipe.{key}" for key in CHANGEABLE))]
+    if fixed:
+        differences = "; ".join(f"{name} was {before.get(name)}, now {now.get(name)}" for name in fixed)
+        raise ConfigError(f"{directory} is another run: {differences}: name another directory, or give what it had")
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by dotted name.
+
+    >>> _flatten({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {name: leaf for key, value in tree.items() for name, leaf in _flatten(value, f"{prefix}{key}.").items()}
+
+
+def versions() -> dict[str, str]:
+    """Of what computes the numbers."""
+    import numpy
+    import torch
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}

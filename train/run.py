@@ -1,0 +1,112 @@
+"""The only wiring: builds the parts of a run on this rank and hands them to the loop."""
+
+import os
+from contextlib import ExitStack
+
+import torch
+import torch.distributed as dist
+from torch.optim import Optimizer
+
+from shared.errors import UserError
+from shared.format import TOKENIZER_NAME
+from shared.storage import exclusive, write_file, write_sealed
+from train.checkpoint import Checkpoints, Progress
+from train.collective import gather, rank, world_size
+from train.data import ChunkReader
+from train.layout import flops_per_token
+from train.loop import Parts, train
+from train.metrics import RunLog, measured_peak_flops
+from train.optim import build_optimizer
+from train.preflight import RUN_NAME, Prepared, RunRequest, prepare, versions
+from train.recovery import StopRequest
+from train.report import plot_losses
+from train.strategy import PRECISIONS, Strategy, build_strategy
+
+
+def run(request: RunRequest) -> None:
+    """Start or continue a run as one rank of a torchrun job.
+
+    Raises: UserError for what `prepare` finds, on every rank alike.
+    """
+    stop = StopRequest()
+    prepared = prepare(request, int(os.environ["WORLD_SIZE"]))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl")
+    else:
+        device = torch.device("cpu")
+        dist.init_process_group("gloo")
+    try:
+        execute(prepared, device, stop)
+    finally:
+        dist.destroy_process_group()
+
+
+def execute(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progress:
+    """Train from the newest valid checkpoint, or from nothing, to the last step asked for; return where the run is."""
+    with ExitStack() as stack:
+        problem = gather(_claim(prepared, stack) if rank() == 0 else None)[0]
+        if problem:
+            raise UserError(problem)
+        return _train(prepared, device, stop)
+
+
+def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progress:
+    config, request = prepared.config, prepared.request
+    log = RunLog(request.run, rank() == 0, config.training.total_steps)
+    strategy = build_strategy(config, prepared.layout, device)
+    optimizer = build_optimizer(config.optimizer, strategy.model)
+    checkpoints = Checkpoints(request.run / "checkpoints", config.checkpoint.keep, prepared.identity)
+    progress = _resume(prepared, checkpoints, strategy, optimizer, log)
+    reader = ChunkReader(request.tokens, prepared.index, config, strategy.dp_rank, prepared.layout.dp_size)
+    dtype = PRECISIONS[config.training.precision] or torch.float32
+    parts = Parts(
+        config=config,
+        strategy=strategy,
+        optimizer=optimizer,
+        reader=reader,
+        checkpoints=checkpoints,
+        log=log,
+        stop=stop,
+        device=device,
+        flops_per_token=flops_per_token(config.model, config.data.sequence_length),
+        peak_flops=measured_peak_flops(device, dtype) * world_size(),
+    )
+    log.event("start", step=progress.step, layout=str(prepared.layout), dataset=prepared.index.fingerprint[:12])
+    try:
+        progress = train(parts, progress, prepared.last_step)
+    finally:
+        reader.close()
+    ended = "finished" if progress.step == config.training.total_steps else "stopped"
+    log.event(ended, step=progress.step, tokens=progress.tokens, data_digest=progress.data_digest)
+    if rank() == 0:
+        plot_losses(request.run)
+    return progress
+
+
+def _claim(prepared: Prepared, stack: ExitStack) -> str | None:
+    """Hold the run's directory until `stack` ends and write down what the run is; what went wrong, or None."""
+    request = prepared.request
+    request.run.mkdir(parents=True, exist_ok=True)
+    try:
+        stack.enter_context(exclusive(request.run, "run"))
+    except UserError as error:
+        return str(error)
+    write_file(request.run / TOKENIZER_NAME, [(request.tokens / TOKENIZER_NAME).read_bytes()])
+    write_sealed(request.run / RUN_NAME, {"identity": prepared.identity, "versions": versions()})
+    return None
+
+
+def _resume(
+    prepared: Prepared, checkpoints: Checkpoints, strategy: Strategy, optimizer: Optimizer, log: RunLog
+) -> Progress:
+    """Load the newest valid checkpoint, if there is one; forget the steps after it."""
+    path, problems = checkpoints.newest()
+    for problem in problems:
+        log.event("damaged", problem=problem)
+    progress = (
+        checkpoints.load(path, strategy.model, optimizer) if path else Progress(0, prepared.order.cursor(0), 0, "")
+    )
+    log.rewind(progress.step)
+    return progress

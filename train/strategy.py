@@ -1,0 +1,93 @@
+"""What the loop knows of parallelism: one protocol. fsdp.py and pipeline.py implement it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from train.config import RunConfig
+from train.data import Batch
+from train.layout import Layout
+from train.model import ArgonneModel
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+
+
+class Strategy(Protocol):
+    """A model spread over ranks. Every rank calls every method, in the same order."""
+
+    @property
+    def model(self) -> ArgonneModel:
+        """What this rank holds of the model."""
+
+    @property
+    def dp_rank(self) -> int:
+        """Which slice of a global batch this rank reads."""
+
+    @property
+    def dp_group(self) -> dist.ProcessGroup:
+        """The ranks that hold the same part of the model and read different slices."""
+
+    def forward_backward(self, batch: Batch) -> Tensor:
+        """Mean loss over the global batch's targets, the same on every rank; its gradient is in the parameters."""
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Mean loss over the global batch's targets, the same on every rank; nothing changes."""
+
+    def clip_grad_norm(self, max_norm: float) -> Tensor:
+        """Norm of the whole model's gradient, which is scaled down to `max_norm` where it is larger."""
+
+
+def build_strategy(config: RunConfig, layout: Layout, device: torch.device) -> Strategy:
+    """The strategy that `config` names, with its weights initialized. Every rank must call it."""
+    from train.fsdp import FullyShardedStrategy
+    from train.pipeline import PipelineStrategy
+
+    strategies: dict[str, Callable[..., Strategy]] = {"fsdp": FullyShardedStrategy, "pipeline": PipelineStrategy}
+    return strategies[config.strategy](config, layout, device)
+
+
+def materialize(model: ArgonneModel, config: RunConfig, device: torch.device) -> None:
+    """Give a model built on the meta device its storage on `device` and its initial weights."""
+    model.to_empty(device=device)
+    model.initialize(config.training.seed)
+
+
+def precision_context(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Matrix products inside it run in the recipe's precision."""
+    dtype = PRECISIONS[config.training.precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; afterwards the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:
+    """Scale the gradients by max_norm / norm where that is less than one."""
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            _local(parameter.grad).mul_(scale)
+
+
+def squared_norm(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
+    """Sum of the squares of the gradients' elements that this rank holds, in fp32."""
+    squares = [_local(p.grad).float().square().sum() for p in parameters if p.grad is not None]
+    return torch.stack(squares).sum() if squares else torch.zeros((), device=device)
+
+
+def _local(gradient: Tensor) -> Tensor:
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
