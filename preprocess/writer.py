@@ -1,0 +1,193 @@
+"""One planned shard -> its files: the ids, the document offsets, then the receipt that vouches for both.
+
+A shard is a pure function of the plan and its input. Each file is whole or absent, and the receipt comes last: what has
+a receipt is done, and what has none is made again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocess.encode import Engine, Ids, Lengths
+from preprocess.plan import Plan, PlannedShard
+from preprocess.sources import read_texts
+from shared.config import structure
+from shared.errors import ConfigError, FormatError, InputError
+from shared.format import (
+    OFFSET_DTYPE,
+    TOKEN_DTYPES,
+    Shard,
+    documents_path,
+    num_chunks,
+    open_array,
+    receipt_path,
+    stored_size,
+    token_dtype,
+    tokens_path,
+)
+from shared.storage import read_sealed, write_file, write_sealed
+from shared.terminal import safe_text
+
+Tokens = npt.NDArray[np.unsignedinteger]
+Report = Callable[[int, int], None]  # bytes of text and tokens since the last call
+
+
+@dataclass
+class Packed:
+    """What the batches of a shard have become so far.
+
+    The ids of the whole shard are held, in the type they are stored in: the .npy header needs their number first, and
+    256 MiB of text is about as many bytes of ids. Text is never held beyond one batch.
+    """
+
+    pieces: list[Tokens]
+    sizes: list[Lengths]
+    num_null: int = 0
+    num_empty: int = 0
+    text_bytes: int = 0
+
+
+def write_shard(directory: Path, root: Path, plan: Plan, number: int, *, engine: Engine, report: Report) -> Shard:
+    """Encode shard `number` of `plan` from the inputs under `root`, write its files to `directory`, describe it.
+
+    Raises: InputError if the input cannot be read, or is not what the plan was made from.
+    """
+    planned = plan.shards[number]
+    packed = _encode(root / plan.sources[planned.source].path, planned, plan, engine, report)
+    sizes = np.concatenate([*packed.sizes, np.zeros(0, np.int64)])
+    if len(sizes) != planned.num_rows:
+        raise InputError(
+            f"{safe_text(str(root / plan.sources[planned.source].path))} gave {len(sizes):,} rows where its footer "
+            f"promised {planned.num_rows:,}: it changed or is damaged; run again with a whole file"
+        )
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(OFFSET_DTYPE)
+    num_tokens, length = int(offsets[-1]), plan.build.chunk_length
+    dtype, stored = TOKEN_DTYPES[token_dtype(plan.tokenizer.vocab_size)], stored_size(num_tokens, length)
+    padding = np.full(stored - num_tokens, plan.tokenizer.end_of_document_id, dtype)
+    shard = Shard(
+        source=planned.source,
+        first_row_group=planned.first_row_group,
+        num_row_groups=planned.num_row_groups,
+        first_row=planned.first_row,
+        num_rows=planned.num_rows,
+        num_documents=planned.num_rows - packed.num_null - packed.num_empty,
+        num_null=packed.num_null,
+        num_empty=packed.num_empty,
+        text_bytes=packed.text_bytes,
+        num_tokens=num_tokens,
+        num_chunks=num_chunks(num_tokens, length),
+        num_padding=len(padding),
+        tokens_sha256=write_file(tokens_path(directory, number), npy([*packed.pieces, padding], dtype)),
+        documents_sha256=write_file(documents_path(directory, number), npy([offsets], OFFSET_DTYPE)),
+    )
+    write_sealed(receipt_path(directory, number), _receipt(plan, number, shard, engine))
+    return shard
+
+
+def complete_shard(directory: Path, plan: Plan, number: int) -> Shard | None:
+    """The shard `number` as its receipt describes it, or None if it must be written: no receipt, or another plan's.
+
+    Raises: FormatError if the receipt or one of the shard's files is damaged.
+    """
+    path, planned = receipt_path(directory, number), plan.shards[number]
+    if not path.exists():
+        return None
+    receipt = read_sealed(path)
+    known = {field.name: receipt[field.name] for field in fields(Shard) if field.name in receipt}
+    try:
+        shard = structure(known, Shard, str(path))
+    except ConfigError as error:
+        raise FormatError(f"{error}: not a receipt of this release") from None
+    place = (shard.source, shard.first_row_group, shard.num_row_groups, shard.first_row, shard.num_rows)
+    if receipt.get("plan") != plan.identity or place != _place(planned):
+        return None
+    dtype = TOKEN_DTYPES[token_dtype(plan.tokenizer.vocab_size)]
+    open_array(tokens_path(directory, number), dtype, stored_size(shard.num_tokens, plan.build.chunk_length))
+    open_array(documents_path(directory, number), OFFSET_DTYPE, shard.num_rows + 1)
+    return shard
+
+
+def pack(ids: Ids, lengths: Lengths, end_of_document_id: int, dtype: np.dtype) -> tuple[Tokens, Lengths]:
+    """`ids` in `dtype` with the end-of-document id after every text that has any, and the size of each text so packed.
+
+    >>> pack(np.array([7, 8, 9]), np.array([2, 0, 1]), 0, np.dtype("<u2"))
+    (array([7, 8, 0, 9, 0], dtype=uint16), array([3, 0, 2]))
+    """
+    sizes = lengths + (lengths > 0)
+    is_id = np.ones(int(sizes.sum()), np.bool_)
+    is_id[np.cumsum(sizes)[lengths > 0] - 1] = False
+    out = np.full(len(is_id), end_of_document_id, dtype)
+    out[is_id] = ids
+    return out, sizes
+
+
+def npy(pieces: Sequence[npt.NDArray], dtype: np.dtype) -> Iterator[bytes | memoryview]:
+    """The contents of a .npy file that holds `pieces` end to end."""
+    header = BytesIO()
+    shape = (sum(map(len, pieces)),)
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
+    yield header.getvalue()
+    for piece in pieces:
+        if len(piece):
+            yield piece.data.cast("B")
+
+
+def _encode(path: Path, planned: PlannedShard, plan: Plan, engine: Engine, report: Report) -> Packed:
+    tokenizer = plan.tokenizer
+    dtype = TOKEN_DTYPES[token_dtype(tokenizer.vocab_size)]
+    row_groups = range(planned.first_row_group, planned.first_row_group + planned.num_row_groups)
+    packed = Packed([], [])
+    for texts in read_texts(path, row_groups, plan.build.text_column):
+        ids, lengths = engine.encode(texts.fill_null("") if texts.null_count else texts)
+        _check_ids(ids, tokenizer.vocab_size, engine)
+        tokens, sizes = pack(ids, lengths, tokenizer.end_of_document_id, dtype)
+        packed.pieces.append(tokens)
+        packed.sizes.append(sizes)
+        packed.num_null += texts.null_count
+        packed.num_empty += int((lengths == 0).sum()) - texts.null_count
+        text_bytes = _text_bytes(texts)
+        packed.text_bytes += text_bytes
+        report(text_bytes, len(tokens))
+    return packed
+
+
+def _check_ids(ids: Ids, vocab_size: int, engine: Engine) -> None:
+    highest = int(ids.max(initial=0))
+    if highest >= vocab_size:
+        raise InputError(
+            f"{engine.name} {engine.version} gave id {highest:,}; ids below {vocab_size:,} are wanted: "
+            "the tokenizer contradicts itself, use another tokenizer.json"
+        )
+
+
+def _text_bytes(texts: Any) -> int:
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)
+    return int(offsets[texts.offset + len(texts)] - offsets[texts.offset])
+
+
+def _receipt(plan: Plan, number: int, shard: Shard, engine: Engine) -> dict[str, Any]:
+    made_by = {"engine": engine.name, "engine_version": engine.version}
+    return {"shard": number, **asdict(shard), "plan": plan.identity, "settings": plan.settings, **made_by}
+
+
+def _place(planned: PlannedShard) -> tuple[int, int, int, int, int]:
+    rows = (planned.first_row, planned.num_rows)
+    return (planned.source, planned.first_row_group, planned.num_row_groups, *rows)
+
+
+def receipt_settings(path: Path) -> dict[str, Any]:
+    """The settings of the build that wrote the receipt at `path`.
+
+    Raises: FormatError if it is damaged.
+    """
+    settings = read_sealed(path).get("settings")
+    if not isinstance(settings, dict):
+        raise FormatError(f"{path} is not a receipt of this release: name another directory")
+    return settings
