@@ -19,6 +19,7 @@ from shared.errors import FormatError, UserError
 
 SEAL = "fingerprint"
 TEMPORARY_SUFFIX = ".tmp"
+LOCK_NAME = ".lock"
 
 
 def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
@@ -91,7 +92,7 @@ def exclusive(directory: Path, what: str) -> Iterator[None]:
 
     Raises: UserError at once if another process holds it.
     """
-    lock = FileLock(directory / ".lock", timeout=0)
+    lock = FileLock(directory / LOCK_NAME, timeout=0)
     try:
         lock.acquire()
     except Timeout:

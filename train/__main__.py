@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     from train.launch import default_processes, launch
 
-    num_processes = options.nproc or default_processes()
+    num_processes = default_processes() if options.nproc is None else options.nproc
     prepare(request, num_processes)
     return launch(num_processes, arguments)
 

@@ -83,6 +83,11 @@ class ArgonneConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
             at_least(f"model.{name}", getattr(self, name), 1)
+        for name in ("vocab_size", "num_key_value_heads", "intermediate_size", "sliding_window"):
+            if getattr(self, name) is not None:
+                at_least(f"model.{name}", getattr(self, name), 1)
+        for name in ("attention_dropout", "hidden_dropout"):
+            below_one(f"model.{name}", getattr(self, name))
         heads = self.num_attention_heads
         if self.hidden_size % (2 * heads):
             raise ConfigError(
@@ -146,10 +151,16 @@ class ArgonneConfig:
         )
 
 
-def at_least(name: str, value: int, least: int) -> None:
+def at_least(name: str, value: float, least: int) -> None:
     """Raises: ConfigError if `value` is smaller than `least`."""
     if value < least:
         raise ConfigError(f"{name} {value} is too small: at least {least} is wanted")
+
+
+def below_one(name: str, value: float) -> None:
+    """Raises: ConfigError if `value` is not a share of less than all."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} {value} is out of range: 0 or more and less than 1 is wanted")
 
 
 def nearest_multiple(value: int, factor: int) -> int:

@@ -71,6 +71,7 @@ class Checkpoints:
             "cursor": progress.cursor._asdict(),
             "tokens": progress.tokens,
             "data_digest": progress.data_digest,
+            "rng": {"seed": self.identity["recipe"]["training"]["seed"], "step": progress.step},  # all there is of it
             "tensors": _union(gather({name: _describe(tensor) for name, tensor in tensors.items()})),
             "files": _union(gather(_hash_share(path, sorted(file.name for file in path.iterdir())))),
         }
@@ -81,7 +82,7 @@ class Checkpoints:
         if problem:
             raise FormatError(f"{path} does not read back as written ({problem}): older checkpoints are kept")
         if rank() == 0:
-            self._prune()
+            self._prune(path)
         barrier()
         return path
 
@@ -115,8 +116,10 @@ class Checkpoints:
         """What is wrong with a checkpoint's files, or None; the ranks share the reading."""
         return next((found for found in gather(_check_share(path)) if found), None)
 
-    def _prune(self) -> None:
-        committed = [path for path in _steps(self.directory) if (path / MANIFEST_NAME).is_file()]
+    def _prune(self, saved: Path) -> None:
+        """Delete what is older than the newest `keep`; what is newer than `saved` is damaged and counts for nothing."""
+        steps = _steps(self.directory)
+        committed = [path for path in steps[: steps.index(saved) + 1] if (path / MANIFEST_NAME).is_file()]
         for path in committed[: -self.keep]:
             remove_tree(path)
 
@@ -152,7 +155,8 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any
 
 def _steps(directory: Path) -> list[Path]:
     """Checkpoint directories in the order of their steps, valid or not."""
-    return sorted(path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+    paths = (path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _hash_share(path: Path, names: list[str]) -> dict[str, list[Any]]:
@@ -164,7 +168,10 @@ def _hash_share(path: Path, names: list[str]) -> dict[str, list[Any]]:
 def _check_share(path: Path) -> str | None:
     """What is wrong with the manifest or with a file that falls to this rank, or None."""
     try:
-        files = read_sealed(path / MANIFEST_NAME)["files"]
+        manifest = read_sealed(path / MANIFEST_NAME)
+        if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+            return f"it is {manifest.get('format')} version {manifest.get('version')}, not {FORMAT} version {VERSION}"
+        files = manifest["files"]
         found = _hash_share(path, sorted(files))
     except FileNotFoundError as error:
         return f"{error.filename} is missing"

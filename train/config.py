@@ -6,7 +6,7 @@ from typing import Literal
 
 from shared.config import read_toml, structure
 from shared.errors import ConfigError
-from train.architecture import ArgonneConfig, at_least, nearest_multiple, rename_legacy
+from train.architecture import ArgonneConfig, at_least, below_one, nearest_multiple, rename_legacy
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -26,6 +26,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         at_least("data.sequence_length", self.sequence_length, 1)
         at_least("data.global_batch", self.global_batch, 1)
+        at_least("data.validation_chunks", self.validation_chunks, 0)
         if self.validation_chunks % self.global_batch:
             raise ConfigError(
                 f"data.validation_chunks {self.validation_chunks} is not a multiple of data.global_batch "
@@ -49,6 +50,15 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     """Of the whole model's gradient."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay"):
+            at_least(f"optimizer.{name}", getattr(self, name), 0)
+        for name in ("beta1", "beta2"):
+            below_one(f"optimizer.{name}", getattr(self, name))
+        for name in ("epsilon", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"optimizer.{name} {getattr(self, name)} is too small: more than 0 is wanted")
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,10 @@ class PipelineConfig:
 
     stages: int | None = None
     """None: one for each rank; with fewer, the ranks form several pipelines that share the global batch."""
+
+    def __post_init__(self) -> None:
+        if self.stages is not None:
+            at_least("pipeline.stages", self.stages, 1)
 
 
 @dataclass(frozen=True)

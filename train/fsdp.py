@@ -48,6 +48,7 @@ class FullyShardedStrategy:
         with evaluating(self.model):
             for inputs, targets in batch.split(self.layout.microbatches):
                 total += self._loss(inputs, targets) / batch.num_targets
+        self.sharded.reshard()  # a forward pass alone leaves the root's parameters whole: not the optimizer's
         dist.all_reduce(total)
         return total
 

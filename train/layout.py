@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from shared.errors import ConfigError
-from train.architecture import ArgonneConfig, nearest_multiple
+from train.architecture import ArgonneConfig, at_least, nearest_multiple
 from train.config import RunConfig
 
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments of AdamW
@@ -31,6 +31,7 @@ def lay_out(config: RunConfig, world_size: int) -> Layout:
 
     Raises: ConfigError naming the number that does not divide and the nearest that does.
     """
+    at_least("NPROC", world_size, 1)
     stages = 1 if config.strategy == "fsdp" else config.pipeline.stages or world_size
     if stages > config.model.num_hidden_layers:
         raise ConfigError(
@@ -84,7 +85,8 @@ def flops_per_token(config: ArgonneConfig, length: int) -> float:
 
 def _block_cost(config: ArgonneConfig, length: int) -> int:
     """Multiplications of one block for one token, averaged over a causal sequence."""
-    return block_parameters(config) + config.hidden_size * min(length, config.sliding_window or length)
+    window = min(length, config.sliding_window or length)
+    return block_parameters(config) + config.hidden_size * window * (2 * length - window) // length
 
 
 def split_layers(config: ArgonneConfig, num_stages: int, length: int) -> list[range]:

@@ -12,7 +12,8 @@ from shared.config import unstructure
 from shared.cursor import ReadingOrder
 from shared.errors import ConfigError, FormatError
 from shared.format import TOKENIZER_NAME, Index, open_tokens, read_index
-from shared.storage import read_sealed
+from shared.storage import LOCK_NAME, TEMPORARY_SUFFIX, read_sealed
+from train.architecture import at_least
 from train.config import RunConfig
 from train.data import reading_order
 from train.layout import Layout, lay_out, stage_bytes
@@ -66,6 +67,8 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
 
     Raises: UserError of the first thing that is wrong with the recipe, dataset, tokenizer, layout, memory or run.
     """
+    if request.stop_step is not None:
+        at_least("stop-step", request.stop_step, 1)
     index = read_index(request.tokens)
     _check_files(request.tokens, index)
     tokenizer = index.tokenizer
@@ -122,7 +125,8 @@ def _check_run(prepared: Prepared) -> None:
     directory = prepared.request.run
     path = directory / RUN_NAME
     if not path.exists():
-        if directory.is_dir() and any(directory.iterdir()):
+        start = {LOCK_NAME, RUN_NAME + TEMPORARY_SUFFIX}  # all that a run killed in its first moment leaves
+        if directory.is_dir() and any(path.name not in start for path in directory.iterdir()):
             raise ConfigError(f"{directory} is not empty and not a run (no {RUN_NAME}): name another directory")
         return
     before, now = _flatten(read_sealed(path)["identity"]), _flatten(json.loads(json.dumps(prepared.identity)))

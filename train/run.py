@@ -80,7 +80,7 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progr
         reader.close()
     ended = "finished" if progress.step == config.training.total_steps else "stopped"
     log.event(ended, step=progress.step, tokens=progress.tokens, data_digest=progress.data_digest)
-    if rank() == 0:
+    if rank() == 0 and progress.step > 0:
         plot_losses(request.run)
     return progress
 
@@ -93,8 +93,8 @@ def _claim(prepared: Prepared, stack: ExitStack) -> str | None:
         stack.enter_context(exclusive(request.run, "run"))
     except UserError as error:
         return str(error)
-    write_file(request.run / TOKENIZER_NAME, [(request.tokens / TOKENIZER_NAME).read_bytes()])
     write_sealed(request.run / RUN_NAME, {"identity": prepared.identity, "versions": versions()})
+    write_file(request.run / TOKENIZER_NAME, [(request.tokens / TOKENIZER_NAME).read_bytes()])
     return None
 
 

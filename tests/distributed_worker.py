@@ -1,0 +1,31 @@
+"""One rank of a test: carries out the runs of a JSON file, one after another, in one process group."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from shared.config import structure
+from train.collective import barrier
+from train.config import RunConfig
+from train.preflight import RunRequest, prepare
+from train.recovery import StopRequest
+from train.run import execute
+
+
+def main(jobs_path: str) -> None:
+    stop = StopRequest()
+    dist.init_process_group("gloo")
+    for job in json.loads(Path(jobs_path).read_text()):
+        config = structure(job["config"], RunConfig, "job")
+        request = RunRequest(Path(job["tokens"]), Path(job["run"]), config, job["stop_step"])
+        prepared = prepare(request, dist.get_world_size())
+        barrier()
+        execute(prepared, torch.device("cpu"), stop)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
