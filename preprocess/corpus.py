@@ -23,7 +23,7 @@ from shared.terminal import safe_text
 SUFFIXES = (".py", ".rst", ".md", ".txt")
 METADATA_NAME = "METADATA"
 MIN_BYTES, MAX_BYTES = 200, 256 << 10
-ROWS_PER_GROUP = 1000
+ROWS_PER_GROUP = 100
 MIN_FILES, FILE_BYTES = 3, 64 << 20
 DUMP = "python-installation"
 SCHEMA = pa.schema(

@@ -45,7 +45,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Draw the losses of a run."""
+    """Tell what a run has done and draw its losses."""
 
     run: tyro.conf.Positional[Path]
     """Directory of the run."""
@@ -85,11 +85,11 @@ def sample(arguments: Sequence[str]) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Draw the losses of a run to loss.png in its directory."""
-    from train.report import plot_losses
+    """Tell what a run has done and draw its losses to loss.png in its directory."""
+    from train.report import report as report_run
 
     options = tyro.cli(ReportOptions, args=arguments, prog="python -m train report")
-    print(plot_losses(options.run))
+    print(report_run(options.run))
 
 
 if __name__ == "__main__":

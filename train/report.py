@@ -1,7 +1,9 @@
-"""Draws a run, alive, finished or dead, from what it wrote."""
+"""A run, alive, finished or dead, told from what it wrote: a few lines and a plot."""
 
 import importlib.util
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from shared.errors import FormatError
 from train.metrics import read_metrics
@@ -9,16 +11,43 @@ from train.metrics import read_metrics
 PLOT_NAME = "loss.png"
 
 
+def report(run: Path) -> str:
+    """What a run has done so far, in a few lines; its losses are drawn to <run>/loss.png.
+
+    Raises: FormatError if there is no run or it has no steps yet.
+    """
+    records = _records(run)
+    plot = plot_losses(run)
+    return "\n".join(_summary(records) + ([f"plot        {plot}"] if plot else []))
+
+
+def _summary(records: list[dict[str, Any]]) -> list[str]:
+    first, last = records[0], records[-1]
+    validations = [record for record in records if "validation_loss" in record]
+    return [
+        f"steps       {len(records):,}, {last['tokens']:,} tokens",
+        f"loss        {first['loss']:.4f} at step {first['step']} -> {last['loss']:.4f} at step {last['step']}",
+        *(f"validation  {record['validation_loss']:.4f} at step {record['step']}" for record in validations[-3:]),
+        f"speed       {median(record['tokens_per_s'] for record in records):,.0f} tokens/s, "
+        f"mfu {median(record['mfu'] for record in records):.0%} (medians)",
+        f"digest      {last['data_digest']}",
+    ]
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    if not (run / "metrics.jsonl").is_file():
+        raise FormatError(f"{run} has no metrics.jsonl: name the directory of a run")
+    if not (records := read_metrics(run)):
+        raise FormatError(f"{run} has no steps yet: wait for the first one")
+    return records
+
+
 def plot_losses(run: Path) -> Path | None:
     """Write the loss of every step and the validation losses to <run>/loss.png; None without matplotlib.
 
     Raises: FormatError if there is no run or it has no steps yet.
     """
-    if not (run / "metrics.jsonl").is_file():
-        raise FormatError(f"{run} has no metrics.jsonl: name the directory of a run")
-    records = read_metrics(run)
-    if not records:
-        raise FormatError(f"{run} has no steps yet: wait for the first one")
+    records = _records(run)
     if importlib.util.find_spec("matplotlib") is None:
         print(f"no {PLOT_NAME}: matplotlib is not installed (pip install matplotlib)")
         return None

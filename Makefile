@@ -1,0 +1,86 @@
+# Everything runs in .venv, which make sets up itself. PY=python3 uses that interpreter's environment instead.
+
+DATA      ?= ../data/CC-MAIN-2025-26
+TOKENS    ?= $(patsubst %/,%,$(patsubst %/*.parquet,%,$(DATA)))-tokens
+TOKENIZER ?=
+CHUNK_LENGTH ?= 2048
+VOCAB_SIZE ?=
+CHUNK     ?=
+RECIPE    ?= tiny
+RUN       ?= ../runs/$(basename $(notdir $(RECIPE)))
+NPROC     ?=
+ARGS      ?=
+PROMPT    ?= The
+DEMO      ?= ../argonne-demo
+
+ifdef PY
+PYTHON := $(PY)
+READY  :=
+else
+PYTHON := .venv/bin/python
+READY  := .venv/ready
+endif
+
+TRAIN = $(PYTHON) -m train run --tokens "$(TOKENS)" --run "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo tokenize inspect verify train-pipeline train-fsdp sample report test check lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## make .venv with the pinned dependencies
+
+.venv/ready: pyproject.toml .constraints.txt
+	python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c .constraints.txt -e '.[plot,test]'
+	touch $@
+
+demo: $(READY) ## everything once on two cores: corpus, tokenizer, dataset, two trainings of one run, text (DEMO=dir)
+	$(PYTHON) -m preprocess sample-corpus $(DEMO)/corpus --megabytes 12
+	@$(MAKE) --no-print-directory tokenize DATA=$(DEMO)/corpus VOCAB_SIZE=8192 CHUNK_LENGTH=256 TOKENS=$(DEMO)/tokens
+	@$(MAKE) --no-print-directory inspect TOKENS=$(DEMO)/tokens
+	@$(MAKE) --no-print-directory train-pipeline TOKENS=$(DEMO)/tokens RUN=$(DEMO)/run NPROC=2 ARGS='--training.total-steps 100 --stop-step 50'
+	@$(MAKE) --no-print-directory train-fsdp TOKENS=$(DEMO)/tokens RUN=$(DEMO)/run NPROC=2 ARGS='--training.total-steps 100'
+	@$(MAKE) --no-print-directory sample RUN=$(DEMO)/run PROMPT='def '
+	@$(MAKE) --no-print-directory report RUN=$(DEMO)/run
+
+tokenize: $(READY) ## parquet text -> token dataset (DATA=dir TOKENS=dir TOKENIZER=file CHUNK_LENGTH=n VOCAB_SIZE=n ARGS=...)
+	$(PYTHON) -m preprocess tokenize "$(DATA)" "$(TOKENS)" --chunk-length $(CHUNK_LENGTH) \
+		$(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") $(if $(VOCAB_SIZE),--vocab-size $(VOCAB_SIZE)) $(ARGS)
+
+inspect: $(READY) ## what a dataset holds, or one chunk of it (TOKENS=dir CHUNK=n ARGS=--json)
+	$(PYTHON) -m preprocess inspect "$(TOKENS)" $(if $(CHUNK),--chunk $(CHUNK)) $(ARGS)
+
+verify: $(READY) ## read a dataset against its checksums (TOKENS=dir)
+	$(PYTHON) -m preprocess verify "$(TOKENS)" $(ARGS)
+
+train-pipeline: $(READY) ## train or continue a run as a pipeline (TOKENS=dir RECIPE=name RUN=dir NPROC=n ARGS='--a.b value')
+	$(TRAIN) --strategy pipeline $(ARGS)
+
+train-fsdp: $(READY) ## train or continue a run fully sharded (TOKENS=dir RECIPE=name RUN=dir NPROC=n ARGS='--a.b value')
+	$(TRAIN) --strategy fsdp $(ARGS)
+
+sample: $(READY) ## continue a text with a run's newest checkpoint (RUN=dir PROMPT=text ARGS=...)
+	$(PYTHON) -m train sample "$(RUN)" --prompt "$(PROMPT)" $(ARGS)
+
+report: $(READY) ## the losses of a run: first, last, and a plot (RUN=dir)
+	$(PYTHON) -m train report "$(RUN)" $(ARGS)
+
+test: $(READY) ## all tests (ARGS=... goes to pytest)
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: $(READY) ## formatter, linter and strict type checker
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+check: lint ## lint, and the tests that take seconds
+	$(PYTHON) -m pytest -m "not slow" $(ARGS)
+
+bench: $(READY) ## measure tokenizing, reading and training on this machine
+	$(PYTHON) -m tests.benchmarks
+
+clean: ## remove .venv and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
