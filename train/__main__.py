@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from shared.command import run_command
+from shared.errors import UserError
 from shared.terminal import safe_text
 from train.config import RunConfig, load_recipe
 from train.sample import Sampling
@@ -53,6 +54,7 @@ class ReportOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Train a model on a token dataset, or continue a run that is there."""
+    from train.launch import default_processes, launch, leave_message
     from train.preflight import RunRequest, prepare
 
     named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -64,10 +66,12 @@ def run(arguments: Sequence[str]) -> int:
     if "RANK" in os.environ:
         from train.run import run as run_rank
 
-        run_rank(request)
+        try:
+            run_rank(request)
+        except UserError as error:
+            leave_message(error)
+            return 2
         return 0
-    from train.launch import default_processes, launch
-
     num_processes = default_processes() if options.nproc is None else options.nproc
     prepare(request, num_processes)
     return launch(num_processes, arguments)

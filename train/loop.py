@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from shared.errors import UserError
 from train.checkpoint import Checkpoints, Progress
 from train.collective import gather_rows, step_seed
 from train.config import RunConfig
 from train.data import ChunkReader, chain_digest
 from train.metrics import RunLog
 from train.optim import learning_rate, set_learning_rate
-from train.recovery import StopRequest
+from train.recovery import StopRequest, require_finite
 from train.strategy import Strategy
-from train.validation import validation_loss
+from train.validation import validation_record
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Parts:
     log: RunLog
     stop: StopRequest
     device: torch.device
-    flops_per_token: float
-    peak_flops: float
+    least_token_s: float
+    """Seconds a token would take if all ranks did nothing but multiply at their measured peak."""
 
 
 def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
@@ -44,8 +43,7 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
     while progress.step < last_step and not parts.stop.agreed():
         progress, record = _step(parts, progress)
         if progress.step == config.training.total_steps or _is_due(progress.step, config.training.validate_every):
-            loss = validation_loss(parts.strategy, parts.reader, parts.device)
-            record |= {} if loss is None else {"validation_loss": loss}
+            record |= validation_record(parts.strategy, parts.reader, parts.device)
         parts.log.step(record, is_last=progress.step == last_step)
         if progress.step == last_step or _is_due(progress.step, config.checkpoint.every):
             saved_step = _save(parts, progress)
@@ -77,11 +75,7 @@ def _step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any]]:
     loss = strategy.forward_backward(batch)
     grad_norm = strategy.clip_grad_norm(config.optimizer.max_grad_norm)
     loss_value, norm_value = torch.stack((loss, grad_norm)).tolist()  # the step's one wait for the device
-    if not torch.tensor((loss_value, norm_value)).isfinite().all():
-        raise UserError(
-            f"step {progress.step + 1}: loss {loss_value}, gradient norm {norm_value}: stopped before the weights "
-            "changed; lower optimizer.learning_rate or look at the data, then start from an older checkpoint"
-        )
+    require_finite(progress.step + 1, loss_value, norm_value)
     parts.optimizer.step()
     parts.optimizer.zero_grad()
 
@@ -102,7 +96,7 @@ def _step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any]]:
         "tokens_per_s": batch.num_targets / step_s,
         "step_s": step_s,
         "data_wait_s": data_wait_s,
-        "mfu": batch.num_targets * parts.flops_per_token / step_s / parts.peak_flops,
+        "mfu": batch.num_targets * parts.least_token_s / step_s,
         **progress.cursor._asdict(),
         "data_digest": progress.data_digest,
     }

@@ -11,7 +11,7 @@ from shared.errors import UserError
 from shared.format import TOKENIZER_NAME
 from shared.storage import exclusive, write_file, write_sealed
 from train.checkpoint import Checkpoints, Progress
-from train.collective import gather, rank, world_size
+from train.collective import gather, rank
 from train.data import ChunkReader
 from train.layout import flops_per_token
 from train.loop import Parts, train
@@ -61,6 +61,7 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progr
     progress = _resume(prepared, checkpoints, strategy, optimizer, log)
     reader = ChunkReader(request.tokens, prepared.index, config, strategy.dp_rank, prepared.layout.dp_size)
     dtype = PRECISIONS[config.training.precision] or torch.float32
+    flops = flops_per_token(config.model, config.data.sequence_length)
     parts = Parts(
         config=config,
         strategy=strategy,
@@ -70,8 +71,7 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progr
         log=log,
         stop=stop,
         device=device,
-        flops_per_token=flops_per_token(config.model, config.data.sequence_length),
-        peak_flops=measured_peak_flops(device, dtype) * world_size(),
+        least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     log.event("start", step=progress.step, layout=str(prepared.layout), dataset=prepared.index.fingerprint[:12])
     try:

@@ -1,0 +1,205 @@
+import json
+
+import pytest
+
+from shared.errors import ConfigError, FormatError
+from shared.format import INDEX_NAME, TOKENIZER_NAME, tokens_path
+from shared.storage import LOCK_NAME, write_sealed
+from tests.train_helpers import random_tokens, recipe, write_tokens
+from train.preflight import RUN_NAME, RunRequest, prepare, versions
+
+SHARDS = [random_tokens(200), random_tokens(333, seed=1)]
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    directory = tmp_path / "tokens"
+    write_tokens(directory, SHARDS, vocab_size=60)
+    return directory
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+def prepared(tokens, run, world_size=1, stop_step=None, **changes):
+    return prepare(RunRequest(tokens, run, recipe(**changes), stop_step), world_size)
+
+
+def refused(message, *arguments, kind=ConfigError, **changes):
+    with pytest.raises(kind, match=message) as raised:
+        prepared(*arguments, **changes)
+    assert "\n" not in str(raised.value)
+
+
+def start(tokens, run, **changes):
+    """What a run of this recipe leaves in its directory at once."""
+    run.mkdir()
+    write_sealed(run / RUN_NAME, {"identity": prepared(tokens, run, **changes).identity})
+
+
+# what follows from a request
+
+
+def test_a_checked_request_is_complete_and_leaves_no_trace(tokens, run):
+    checked = prepared(tokens, run)
+    assert checked.config.model.eos_token_id == 0
+    assert checked.order.num_training == 13 + 21 - 4
+    assert (checked.layout.dp_size, checked.last_step) == (1, 4)
+    assert not run.exists()
+
+
+def test_the_vocabulary_comes_from_the_dataset(tokens, run):
+    assert prepared(tokens, run, model__vocab_size=None).config.model.vocab_size == 64
+
+
+@pytest.mark.parametrize(("stop_step", "last"), [(None, 4), (1, 1), (4, 4), (9, 4)])
+def test_a_run_ends_at_its_stop_step_or_its_schedule(tokens, run, stop_step, last):
+    assert prepared(tokens, run, stop_step=stop_step).last_step == last
+
+
+def test_the_identity_of_a_run_is_plain_data_that_names_recipe_dataset_and_tokenizer(tokens, run):
+    checked = prepared(tokens, run)
+    identity = json.loads(json.dumps(checked.identity))
+    assert identity.keys() == {"recipe", "dataset", "tokenizer"}
+    assert identity["dataset"] == checked.index.fingerprint
+    assert identity["tokenizer"] == checked.index.tokenizer.sha256
+    assert identity["recipe"]["model"]["eos_token_id"] == 0
+
+
+def test_versions_are_those_of_what_computes():
+    assert versions().keys() == {"python", "torch", "numpy"}
+
+
+# datasets
+
+
+def test_a_dataset_that_is_not_there_is_told(tmp_path, run):
+    refused("none not found: a token dataset is wanted; make one with", tmp_path / "none", run, kind=FormatError)
+
+
+def test_a_dataset_still_being_built_is_told(tokens, run):
+    (tokens / INDEX_NAME).unlink()
+    refused("is still being built .*: wait for `make tokenize`, or run it again", tokens, run, kind=FormatError)
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+def test_a_shard_cut_short_is_told(tokens, run, shard):
+    path = tokens_path(tokens, shard)
+    path.write_bytes(path.read_bytes()[:-2])
+    refused(rf"0000{shard}.npy is [\d,]+ bytes; [\d,]+ are wanted: delete 0000{shard}", tokens, run, kind=FormatError)
+
+
+def test_a_missing_shard_is_told(tokens, run):
+    tokens_path(tokens, 1).unlink()
+    refused("00001.npy is missing: delete", tokens, run, kind=FormatError)
+
+
+@pytest.mark.parametrize(("text", "found"), [("other", r"[0-9a-f]{12}"), (None, "absent")])
+def test_a_tokenizer_that_did_not_make_the_dataset_is_told(tokens, run, text, found):
+    (tokens / TOKENIZER_NAME).unlink()
+    if text:
+        (tokens / TOKENIZER_NAME).write_text(text)
+    message = rf"tokenizer.json is {found}, the dataset was made with [0-9a-f]{{12}}: put that file back"
+    refused(message, tokens, run, kind=FormatError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__validation_chunks": 32}, "has 34 chunks of 16, of which data.validation_chunks reserves 32: a global"),
+        ({"data__validation_chunks": 400}, "has 34 chunks of 16, of which data.validation_chunks reserves 400"),
+        ({"data__global_batch": 40, "data__validation_chunks": 0}, "a global batch of 40 must be left to train on"),
+        ({"model__vocab_size": 59}, "model.vocab_size 59 is too small for the dataset"),
+        ({"training__microbatch": 3}, "data.global_batch 4 does not divide into microbatches of 3"),
+        ({"world_size": 3}, "data.global_batch 4 does not divide into microbatches of 2 on 3 data-parallel ranks"),
+        ({"stop_step": 0}, "stop-step 0 is too small: at least 1 is wanted"),
+        (
+            {"model__hidden_size": 400_000, "model__num_hidden_layers": 100},
+            r"weights, gradients, optimizer state and logits take [\d.]+ GiB, .* has [\d.]+ GiB: use more ranks",
+        ),
+    ],
+    ids=str,
+)
+def test_a_request_that_cannot_work_is_refused(tokens, run, changes, message):
+    refused(message, tokens, run, **changes)
+
+
+# run directories
+
+
+def test_a_run_may_be_continued(tokens, run):
+    start(tokens, run)
+    assert prepared(tokens, run).config == prepared(tokens, run).config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strategy": "pipeline"},
+        {"pipeline__stages": 1},
+        {"training__microbatch": 4},
+        {"training__validate_every": 2},
+        {"checkpoint__every": 2},
+        {"checkpoint__keep": 5},
+        {"stop_step": 2},
+        {"world_size": 2},
+    ],
+    ids=str,
+)
+def test_a_run_may_be_continued_otherwise_where_its_losses_do_not_depend_on_it(tokens, run, changes):
+    start(tokens, run)
+    prepared(tokens, run, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer__learning_rate": 0.5}, "recipe.optimizer.learning_rate was 0.01, now 0.5"),
+        ({"training__total_steps": 9}, "recipe.training.total_steps was 4, now 9"),
+        ({"training__seed": 9}, "recipe.training.seed was 0, now 9"),
+        ({"training__precision": "bf16"}, "recipe.training.precision was fp32, now bf16"),
+        ({"data__global_batch": 2}, "recipe.data.global_batch was 4, now 2"),
+        ({"model__rope_theta": 5.0}, "recipe.model.rope_theta was 10000.0, now 5.0"),
+        (
+            {"model__hidden_size": 64, "data__order": "natural"},
+            "recipe.data.order was shuffled, now natural; recipe.model.hidden_size was 32, now 64",
+        ),
+    ],
+    ids=str,
+)
+def test_a_run_of_another_recipe_is_refused_with_the_difference(tokens, run, changes, message):
+    start(tokens, run)
+    before = (run / RUN_NAME).read_bytes()
+    refused(f"run is another run: {message}: name another directory, or give what it had$", tokens, run, **changes)
+    assert [path.name for path in run.iterdir()] == [RUN_NAME]
+    assert (run / RUN_NAME).read_bytes() == before
+
+
+def test_a_run_of_another_dataset_is_refused(tokens, run, tmp_path):
+    start(tokens, run)
+    write_tokens(tmp_path / "other", [random_tokens(333, seed=2)], vocab_size=60)
+    refused("another run: dataset was [0-9a-f]{64}, now [0-9a-f]{64}: name another", tmp_path / "other", run)
+
+
+def test_a_directory_of_something_else_is_refused_and_left_alone(tokens, run):
+    run.mkdir()
+    (run / "thesis.tex").write_text("years of work")
+    refused(r"run is not empty and not a run \(no run.json\): name another directory$", tokens, run)
+    assert (run / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("names", [[], [LOCK_NAME], [LOCK_NAME, RUN_NAME + ".tmp"]], ids=str)
+def test_a_directory_of_a_run_killed_in_its_first_moment_may_be_used(tokens, run, names):
+    run.mkdir()
+    for name in names:
+        (run / name).touch()
+    prepared(tokens, run)
+
+
+def test_a_damaged_run_file_is_told(tokens, run):
+    start(tokens, run)
+    text = (run / RUN_NAME).read_text()
+    (run / RUN_NAME).write_text(text.replace("shuffled", "natural"))
+    refused("run.json does not match its own checksum", tokens, run, kind=FormatError)

@@ -1,0 +1,460 @@
+"""A run from its request to its directory: in this process, and as a user starts it."""
+
+import dataclasses
+import json
+import signal
+
+import pytest
+import torch
+
+from shared.command import run_command
+from shared.errors import FormatError, UserError
+from shared.format import INDEX_NAME, TOKENIZER_NAME
+from shared.storage import exclusive, read_sealed
+from tests.helpers import run_cli
+from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
+from train.__main__ import report, run, sample
+from train.config import (
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    PipelineConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from train.launch import ERROR_FILE, default_processes, leave_message
+from train.layout import lay_out
+from train.metrics import read_metrics
+from train.preflight import RUN_NAME, RunRequest, prepare
+from train.recovery import SIGNALS, StopRequest
+from train.run import execute
+from train.sample import Sampling, load_model
+
+CPU = torch.device("cpu")
+KEYS = {
+    *("step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "data_wait_s", "mfu"),
+    *("epoch", "shard", "offset", "data_digest"),
+}
+TIMES = {"tokens_per_s", "data_wait_s", "mfu", "step_s"}
+
+
+# in this process
+
+
+@pytest.fixture(scope="module")
+def _group():
+    with group_of_one():
+        yield
+
+
+@pytest.fixture
+def stop(_group):
+    """Signals are remembered during the test."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield StopRequest()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokens")
+    write_tokens(directory, [random_tokens(400), random_tokens(400, seed=1)], vocab_size=64)
+    return directory
+
+
+def executed(tokens, directory, stop, stop_step=None, **changes):
+    """What a run has done and left behind."""
+    prepared = prepare(RunRequest(tokens, directory, recipe(**changes), stop_step), 1)
+    progress = execute(prepared, CPU, stop)
+    records = read_metrics(directory)
+    return {
+        "progress": progress,
+        "records": [{key: value for key, value in record.items() if key not in TIMES} for record in records],
+        "checkpoints": sorted(path.name for path in (directory / "checkpoints").iterdir()),
+        "events": [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()],
+    }
+
+
+def column(outcome, key):
+    return [record.get(key) for record in outcome["records"]]
+
+
+def losses(outcome):
+    return column(outcome, "loss")
+
+
+def data(outcome):
+    return column(outcome, "data_digest")
+
+
+def rates(outcome):
+    return column(outcome, "lr")
+
+
+def validated(outcome):
+    return [record["step"] for record in outcome["records"] if "validation_loss" in record]
+
+
+def validation_losses(outcome):
+    return column(outcome, "validation_loss")
+
+
+def saved(outcome):
+    return outcome["checkpoints"]
+
+
+def layout(outcome):
+    return outcome["events"][0]["layout"]
+
+
+OPTIONS = [
+    ("data__sequence_length", 8, data),
+    ("data__global_batch", 2, data),
+    ("data__order", "natural", data),
+    ("data__validation_chunks", 8, validation_losses),
+    ("optimizer__learning_rate", 2e-2, rates),
+    ("optimizer__min_learning_rate", 2e-3, rates),
+    ("optimizer__warmup_steps", 1, rates),
+    ("optimizer__weight_decay", 0.9, losses),
+    ("optimizer__beta1", 0.5, losses),
+    ("optimizer__beta2", 0.5, losses),
+    ("optimizer__epsilon", 1e-2, losses),
+    ("optimizer__max_grad_norm", 1e-3, losses),
+    ("training__total_steps", 3, rates),
+    ("training__microbatch", 4, layout),
+    ("training__precision", "bf16", losses),
+    ("training__seed", 1, losses),
+    ("training__seed", 1, data),
+    ("training__validate_every", 2, validated),
+    ("checkpoint__every", 1, saved),
+    ("checkpoint__keep", 1, saved),
+    ("strategy", "pipeline", layout),
+]
+
+
+@pytest.fixture(scope="module")
+def default(tokens, tmp_path_factory, _group):
+    """The run that the others differ from."""
+    return executed(tokens, tmp_path_factory.mktemp("default") / "run", StopRequest(), checkpoint__every=2)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "observe"), OPTIONS, ids=[f"{name}-{observe.__name__}" for name, _, observe in OPTIONS]
+)
+def test_every_option_of_a_recipe_changes_something_observable(tokens, tmp_path, stop, default, option, value, observe):
+    changed = executed(tokens, tmp_path / "run", stop, **{"checkpoint__every": 2, option: value})
+    assert observe(changed) != observe(default)
+
+
+def test_the_stages_of_a_pipeline_change_its_layout():
+    one, two = (
+        lay_out(recipe(strategy="pipeline", pipeline__stages=stages, training__microbatch=1), 2) for stages in (1, 2)
+    )
+    assert (one.num_stages, two.num_stages) == (1, 2)
+
+
+def test_the_table_of_options_is_complete():
+    sections = {
+        "data": DataConfig,
+        "optimizer": OptimizerConfig,
+        "training": TrainingConfig,
+        "checkpoint": CheckpointConfig,
+        "pipeline": PipelineConfig,
+    }
+    options = {f"{name}__{field.name}" for name, kind in sections.items() for field in dataclasses.fields(kind)}
+    assert {name for name, _, _ in OPTIONS} | {"pipeline__stages"} == options | {"strategy"}
+    assert {field.name for field in dataclasses.fields(RunConfig)} == {*sections, "model", "strategy"}
+
+
+def test_the_same_request_gives_the_same_run(tokens, tmp_path, stop, default):
+    again = executed(tokens, tmp_path / "run", stop, checkpoint__every=2)
+    assert (again["records"], again["progress"]) == (default["records"], default["progress"])
+
+
+def test_a_run_validates_at_its_last_step_and_saves_where_it_is_due(default):
+    assert validated(default) == [4]
+    assert saved(default) == ["step-00000002", "step-00000004"]
+    assert [event["event"] for event in default["events"]] == ["start", "save", "save", "finished"]
+
+
+def test_a_run_without_held_out_chunks_is_not_validated(tokens, tmp_path, stop):
+    assert validated(executed(tokens, tmp_path / "run", stop, data__validation_chunks=0)) == []
+
+
+def test_the_loss_falls(tokens, tmp_path, stop):
+    found = losses(executed(tokens, tmp_path / "run", stop, training__total_steps=25))
+    assert found[-1] < found[0] - 0.5
+
+
+def test_dropout_is_drawn_anew_at_each_step_and_alike_in_each_run(tokens, tmp_path, stop, default):
+    one, two = (executed(tokens, tmp_path / name, stop, model__hidden_dropout=0.3) for name in "ab")
+    assert losses(one) == losses(two)
+    assert losses(one) != losses(default)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_run_stopped_early_keeps_its_schedule_and_continues_bit_for_bit(tokens, tmp_path, stop, dropout):
+    straight = executed(tokens, tmp_path / "straight", stop, model__hidden_dropout=dropout)
+    stopped = executed(tokens, tmp_path / "run", stop, stop_step=2, model__hidden_dropout=dropout)
+    assert stopped["records"] == straight["records"][:2]
+    assert saved(stopped) == ["step-00000002"]
+    assert stopped["events"][-1]["event"] == "stopped"
+    continued = executed(tokens, tmp_path / "run", stop, model__hidden_dropout=dropout)
+    assert continued["records"] == straight["records"]
+    assert continued["progress"] == straight["progress"]
+
+
+def test_a_finished_run_that_is_started_again_changes_nothing(tokens, tmp_path, stop):
+    first = executed(tokens, tmp_path / "run", stop)
+    again = executed(tokens, tmp_path / "run", stop)
+    assert (again["records"], again["checkpoints"]) == (first["records"], first["checkpoints"])
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_its_steps_run_again(tokens, tmp_path, stop, default):
+    directory = tmp_path / "run"
+    executed(tokens, directory, stop, checkpoint__every=2)
+    next((directory / "checkpoints" / "step-00000004").glob("*.distcp")).write_bytes(b"")
+    again = executed(tokens, directory, stop, checkpoint__every=2)
+    assert again["records"] == default["records"]
+    assert [event["event"] for event in again["events"][4:]] == ["damaged", "start", "save", "finished"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_a_run_before_its_next_step(tokens, tmp_path, stop, number):
+    signal.raise_signal(number)
+    assert stop.received == number.name
+    progress = execute(prepare(RunRequest(tokens, tmp_path / "run", recipe()), 1), CPU, stop)
+    assert progress.step == 0
+    assert not (tmp_path / "run" / "loss.png").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change(tokens, tmp_path, stop):
+    changes = {"optimizer__learning_rate": 1e30, "optimizer__min_learning_rate": 1e30, "checkpoint__every": 1}
+    executed(tokens, tmp_path / "run", stop, stop_step=1, **changes)
+    message = r"^step 2: loss .*: stopped before the weights changed; lower optimizer.learning_rate or look at the data"
+    with pytest.raises(UserError, match=message):
+        executed(tokens, tmp_path / "run", stop, **changes)
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_run_that_is_going_on_is_not_started_twice(tokens, tmp_path, stop):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    prepared = prepare(RunRequest(tokens, directory, recipe()), 1)
+    with exclusive(directory, "run"), pytest.raises(UserError, match="run is in use by another run: wait for it"):
+        execute(prepared, CPU, stop)
+    assert not (directory / RUN_NAME).exists()
+
+
+def test_a_model_is_loaded_for_sampling_with_its_step(tokens, tmp_path, stop):
+    executed(tokens, tmp_path / "run", stop)
+    model, step = load_model(tmp_path / "run")
+    assert (step, model.config.eos_token_id) == (4, 0)
+
+
+def test_a_run_of_another_tokenizer_is_not_sampled(tokens, tmp_path, stop):
+    executed(tokens, tmp_path / "run", stop)
+    (tmp_path / "run" / TOKENIZER_NAME).write_text("[]")
+    with pytest.raises(
+        FormatError, match=r"tokenizer.json is not the tokenizer of .*step-00000004: put that file back$"
+    ):
+        load_model(tmp_path / "run")
+
+
+def test_a_run_without_a_valid_checkpoint_is_not_sampled(tokens, tmp_path, stop):
+    with pytest.raises(FormatError, match=r"run has no checkpoint: name the directory of a run that saved one$"):
+        load_model(tmp_path / "run")
+    executed(tokens, tmp_path / "run", stop)
+    next((tmp_path / "run" / "checkpoints" / "step-00000004").glob("*.distcp")).unlink()
+    with pytest.raises(FormatError, match=r"step-00000004 is not used: .*\.distcp is missing$"):
+        load_model(tmp_path / "run")
+
+
+def test_a_rank_leaves_its_message_to_the_launcher(tmp_path, monkeypatch):
+    error = UserError("found; wanted: do")
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error.json"))
+    leave_message(error)
+    assert json.loads((tmp_path / "error.json").read_text())["message"] == "found; wanted: do"
+    monkeypatch.delenv(ERROR_FILE)
+    with pytest.raises(UserError, match=r"^found; wanted: do$"):
+        leave_message(error)
+
+
+def test_processes_are_as_many_as_there_are_gpus_or_two():
+    assert default_processes() == (torch.cuda.device_count() or 2)
+
+
+# the command line, up to where the ranks would be started
+
+SMALL = [
+    *("--model.num-hidden-layers", "2", "--model.hidden-size", "48", "--model.num-attention-heads", "4"),
+    *("--model.intermediate-size", "64", "--data.sequence-length", "64", "--data.global-batch", "4"),
+    *("--data.validation-chunks", "4", "--training.microbatch", "2", "--training.total-steps", "4"),
+]
+COMMANDS = {"run": run, "sample": sample, "report": report}
+
+
+def refused(capsys, *arguments):
+    """What is said about a mistake: one line on stderr, exit code 2."""
+    assert run_command("train", COMMANDS, [str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "tinny"], "error: recipe 'tinny' not found: one of 125m, 1b, argonne-2.0, tiny"),
+        (["--recipe", "none.toml"], "error: none.toml not found: name an existing recipe file"),
+        (
+            ["--nproc", "3"],
+            "error: data.global_batch 4 does not divide into microbatches of 2 on 3 data-parallel ranks",
+        ),
+        (["--nproc", "0"], "error: NPROC 0 is too small: at least 1 is wanted"),
+        (["--strategy", "pipeline", "--nproc", "3"], "error: 3 pipeline stages are too many"),
+        (["--stop-step", "0"], "error: stop-step 0 is too small"),
+        (["--model.num-attention-heads", "5"], "error: model.hidden_size 48 is not an even multiple of num_attention"),
+        (
+            ["--model.num-key-value-heads", "3"],
+            "error: model.num_key_value_heads 3 does not divide num_attention_heads 4",
+        ),
+        (["--data.sequence-length", "4096"], "error: data.sequence_length 4096 is longer than model.max_position"),
+        (["--tokens", "/none"], "error: /none not found: a token dataset is wanted; make one with `make tokenize"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_makes_no_run(tokens, tmp_path, capsys, arguments, message):
+    err = refused(capsys, "run", "--tokens", tokens, "--run", tmp_path / "run", *SMALL, *arguments)
+    assert err.startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [(INDEX_NAME, "is still being built"), ("00001.npy", "00001.npy is missing: delete 00001.* there and run")],
+)
+def test_a_dataset_that_is_not_whole_is_one_line(tmp_path, capsys, name, message):
+    write_tokens(tmp_path / "tokens", [random_tokens(400), random_tokens(400)], vocab_size=64)
+    (tmp_path / "tokens" / name).unlink()
+    assert message in refused(capsys, "run", "--tokens", tmp_path / "tokens", "--run", tmp_path / "run", *SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--top-k", "0"), ("--temperature", "-1"), ("--max-new-tokens", "0")])
+def test_a_sampling_option_that_cannot_work_is_one_line(tmp_path, capsys, option, value):
+    assert "are found: " in refused(capsys, "sample", tmp_path, option, value)
+
+
+@pytest.mark.parametrize("command", ["sample", "report"])
+def test_a_directory_without_a_run_is_one_line(tmp_path, capsys, command):
+    assert "name the directory of a run" in refused(capsys, command, tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [["--batch", "3"], ["--data.global-batch", "many"], ["--strategy", "ddp"]])
+def test_an_option_that_does_not_exist_ends_with_exit_code_2(tokens, tmp_path, capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        run(["--tokens", str(tokens), "--run", str(tmp_path / "run"), *arguments])
+    assert ended.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# as a user
+
+
+@pytest.fixture(scope="module")
+def user_run(small_tokens, tmp_path_factory):
+    """A run of two processes: half as a pipeline, then continued."""
+    directory = tmp_path_factory.mktemp("user") / "run"
+    command = ("run", "--tokens", small_tokens, "--run", directory, *SMALL)
+    stopped = run_cli("train", *command, "--strategy", "pipeline", "--stop-step", "2")
+    assert (stopped.returncode, stopped.stderr) == (0, "")
+    continued = run_cli("train", *command, "--strategy", "fsdp", "--nproc", "2")
+    assert (continued.returncode, continued.stderr) == (0, "")
+    return directory, stopped.stdout, continued.stdout
+
+
+def test_a_run_says_what_it_is_and_where_it_goes(user_run):
+    _, stopped, continued = user_run
+    assert stopped.startswith("start: step 0, layout pipeline of 2 stages x 1 data-parallel, 2 microbatches, dataset ")
+    assert "\nstopped: step 2, tokens 512, data_digest " in stopped
+    assert continued.startswith("start: step 2, layout fsdp over 2 ranks, 1 microbatches, dataset ")
+    assert "step 4/4  loss " in continued
+    assert "\nfinished: step 4, tokens 1024, data_digest " in continued
+
+
+def test_a_run_leaves_all_that_it_promises(user_run):
+    directory = user_run[0]
+    records = read_metrics(directory)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert all(record.keys() >= KEYS for record in records)
+    identity = read_sealed(directory / RUN_NAME)["identity"]
+    assert identity["recipe"]["model"]["vocab_size"] == 2048
+    events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["start", "save", "stopped", "start", "save", "finished"]
+    assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert (directory / TOKENIZER_NAME).is_file()
+    assert [path.name for path in sorted((directory / "checkpoints").iterdir())] == ["step-00000002", "step-00000004"]
+
+
+def test_a_run_can_be_sampled_as_a_user(user_run):
+    sampled = run_cli("train", "sample", user_run[0], "--prompt", "The", "--max-new-tokens", "8")
+    assert (sampled.returncode, sampled.stderr) == (0, "")
+    first, text = sampled.stdout.split("\n", 1)
+    assert first == f"--- step 4 of {user_run[0]}"
+    assert text.startswith("The")
+
+
+def test_a_run_can_be_drawn_again(user_run, capsys):
+    plot = user_run[0] / "loss.png"
+    plot.unlink()
+    assert run_command("train", COMMANDS, ["report", str(user_run[0])]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("steps       4, 1,024 tokens\nloss        ")
+    assert out.endswith(f"plot        {plot}\n")
+    assert plot.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0)], ids=["drawn", "greedy"])
+def test_an_empty_prompt_is_continued(user_run, capsys, sampling):
+    arguments = ["sample", str(user_run[0]), "--temperature", str(sampling.temperature), "--max-new-tokens", "5"]
+    assert run_command("train", COMMANDS, arguments) == 0
+    assert capsys.readouterr().out.startswith("--- step 4 of ")
+
+
+def contents(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ["--optimizer.learning-rate", "0.5"],
+            "is another run: recipe.optimizer.learning_rate was 0.002, now 0.5: name",
+        ),
+        (["--tokens", "TOKENS"], "is another run: dataset was "),
+    ],
+    ids=["recipe", "dataset"],
+)
+def test_a_run_of_something_else_is_one_line_and_nothing_is_lost(small_tokens, tokens, user_run, change, message):
+    before = contents(user_run[0])
+    arguments = [tokens if argument == "TOKENS" else argument for argument in change]
+    ended = run_cli("train", "run", "--tokens", small_tokens, "--run", user_run[0], *SMALL, *arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.count("\n") == 1
+    assert message in ended.stderr
+    assert contents(user_run[0]) == before
+
+
+def test_what_all_ranks_find_wrong_is_one_line(small_tokens, user_run):
+    before = contents(user_run[0])
+    with exclusive(user_run[0], "run"):
+        ended = run_cli("train", "run", "--tokens", small_tokens, "--run", user_run[0], *SMALL)
+    message = f"error: {user_run[0]} is in use by another run: wait for it to end or name another directory\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", message)
+    assert contents(user_run[0]) == before
