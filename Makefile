@@ -21,7 +21,7 @@ PYTHON := .venv/bin/python
 READY  := .venv/ready
 endif
 
-TRAIN = $(PYTHON) -m train run --tokens "$(TOKENS)" --run "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
+TRAIN = $(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo tokenize inspect verify train-pipeline train-fsdp sample report test check lint bench clean

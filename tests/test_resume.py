@@ -19,7 +19,7 @@ STEPS = 20
 
 def arguments(tokens: Path, run: Path, strategy: str) -> list[object]:
     return [
-        *("run", "--tokens", tokens, "--run", run, "--strategy", strategy, "--nproc", 2),
+        *("run", tokens, run, "--strategy", strategy, "--nproc", 2),
         *("--model.hidden-size", 64, "--model.num-hidden-layers", 2, "--model.num-attention-heads", 4),
         *("--model.intermediate-size", 128, "--model.hidden-dropout", 0.1, "--data.sequence-length", 64),
         *("--data.global-batch", 8, "--data.validation-chunks", 8, "--training.microbatch", 2),

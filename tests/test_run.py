@@ -323,13 +323,20 @@ def refused(capsys, *arguments):
             "error: model.num_key_value_heads 3 does not divide num_attention_heads 4",
         ),
         (["--data.sequence-length", "4096"], "error: data.sequence_length 4096 is longer than model.max_position"),
-        (["--tokens", "/none"], "error: /none not found: a token dataset is wanted; make one with `make tokenize"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_line_and_makes_no_run(tokens, tmp_path, capsys, arguments, message):
-    err = refused(capsys, "run", "--tokens", tokens, "--run", tmp_path / "run", *SMALL, *arguments)
+    err = refused(capsys, "run", tokens, tmp_path / "run", *SMALL, *arguments)
     assert err.startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_dataset_is_one_line_and_makes_no_run(tmp_path, capsys):
+    err = refused(capsys, "run", tmp_path / "none", tmp_path / "run", *SMALL)
+    assert err.startswith(
+        f"error: {tmp_path / 'none'} not found: a token dataset is wanted; make one with `make tokenize"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -340,7 +347,7 @@ def test_a_mistake_is_one_line_and_makes_no_run(tokens, tmp_path, capsys, argume
 def test_a_dataset_that_is_not_whole_is_one_line(tmp_path, capsys, name, message):
     write_tokens(tmp_path / "tokens", [random_tokens(400), random_tokens(400)], vocab_size=64)
     (tmp_path / "tokens" / name).unlink()
-    assert message in refused(capsys, "run", "--tokens", tmp_path / "tokens", "--run", tmp_path / "run", *SMALL)
+    assert message in refused(capsys, "run", tmp_path / "tokens", tmp_path / "run", *SMALL)
     assert not (tmp_path / "run").exists()
 
 
@@ -357,7 +364,7 @@ def test_a_directory_without_a_run_is_one_line(tmp_path, capsys, command):
 @pytest.mark.parametrize("arguments", [["--batch", "3"], ["--data.global-batch", "many"], ["--strategy", "ddp"]])
 def test_an_option_that_does_not_exist_ends_with_exit_code_2(tokens, tmp_path, capsys, arguments):
     with pytest.raises(SystemExit) as ended:
-        run(["--tokens", str(tokens), "--run", str(tmp_path / "run"), *arguments])
+        run([str(tokens), str(tmp_path / "run"), *arguments])
     assert ended.value.code == 2
     assert arguments[0] in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -370,7 +377,7 @@ def test_an_option_that_does_not_exist_ends_with_exit_code_2(tokens, tmp_path, c
 def user_run(small_tokens, tmp_path_factory):
     """A run of two processes: half as a pipeline, then continued."""
     directory = tmp_path_factory.mktemp("user") / "run"
-    command = ("run", "--tokens", small_tokens, "--run", directory, *SMALL)
+    command = ("run", small_tokens, directory, *SMALL)
     stopped = run_cli("train", *command, "--strategy", "pipeline", "--stop-step", "2")
     assert (stopped.returncode, stopped.stderr) == (0, "")
     continued = run_cli("train", *command, "--strategy", "fsdp", "--nproc", "2")
@@ -431,20 +438,20 @@ def contents(directory):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("dataset", "options", "message"),
     [
         (
+            "small_tokens",
             ["--optimizer.learning-rate", "0.5"],
             "is another run: recipe.optimizer.learning_rate was 0.002, now 0.5: name",
         ),
-        (["--tokens", "TOKENS"], "is another run: dataset was "),
+        ("tokens", [], "is another run: dataset was "),
     ],
     ids=["recipe", "dataset"],
 )
-def test_a_run_of_something_else_is_one_line_and_nothing_is_lost(small_tokens, tokens, user_run, change, message):
+def test_a_run_of_something_else_is_one_line_and_nothing_is_lost(request, user_run, dataset, options, message):
     before = contents(user_run[0])
-    arguments = [tokens if argument == "TOKENS" else argument for argument in change]
-    ended = run_cli("train", "run", "--tokens", small_tokens, "--run", user_run[0], *SMALL, *arguments)
+    ended = run_cli("train", "run", request.getfixturevalue(dataset), user_run[0], *SMALL, *options)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.count("\n") == 1
     assert message in ended.stderr
@@ -454,7 +461,7 @@ def test_a_run_of_something_else_is_one_line_and_nothing_is_lost(small_tokens, t
 def test_what_all_ranks_find_wrong_is_one_line(small_tokens, user_run):
     before = contents(user_run[0])
     with exclusive(user_run[0], "run"):
-        ended = run_cli("train", "run", "--tokens", small_tokens, "--run", user_run[0], *SMALL)
+        ended = run_cli("train", "run", small_tokens, user_run[0], *SMALL)
     message = f"error: {user_run[0]} is in use by another run: wait for it to end or name another directory\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", message)
     assert contents(user_run[0]) == before

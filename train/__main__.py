@@ -21,9 +21,9 @@ from train.sample import Sampling
 class RunOptions:
     """Train a model on a token dataset, or continue a run that is there."""
 
-    tokens: Path
+    tokens: tyro.conf.Positional[Path]
     """The dataset, made by `make tokenize`."""
-    run: Path
+    run: tyro.conf.Positional[Path]
     """Directory of the run."""
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     recipe: str = "tiny"
