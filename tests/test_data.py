@@ -28,11 +28,11 @@ def dataset(tmp_path_factory):
 def opened(dataset, dp_rank=0, dp_size=1, **changes):
     directory, index, _ = dataset
     config = recipe(**{"model__vocab_size": END + 1, "data__validation_chunks": 0, **changes})
-    return ChunkReader(directory, index, config, dp_rank, dp_size)
+    return ChunkReader(directory, index, config, dp_rank, dp_size, CPU)
 
 
 def batches(reader, positions):
-    read = [reader.fetch(position, CPU)[0] for position in positions]
+    read = [reader.fetch(position)[0] for position in positions]
     reader.close()
     return read
 
@@ -81,7 +81,7 @@ def test_a_global_batch_may_span_two_epochs(dataset):
 
 def test_held_out_chunks_are_the_last_and_never_trained_on(dataset):
     reader = opened(dataset, data__validation_chunks=4, data__global_batch=4)
-    held_out = set(targets_of(reader.held_out(0, CPU)))
+    held_out = set(targets_of(reader.held_out(0)))
     trained = {
         token for batch in batches(reader, range(0, 3 * reader.order.num_training, 4)) for token in targets_of(batch)
     }
@@ -152,7 +152,7 @@ def test_a_shard_that_is_cut_short_while_reading_is_told(tmp_path):
     path = tokens_path(tmp_path, 0)
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(FormatError, match=r"00000.npy is [\d,]+ bytes; [\d,]+ are wanted"):
-        reader.fetch(0, CPU)
+        reader.fetch(0)
     reader.close()
 
 

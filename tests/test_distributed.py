@@ -137,10 +137,10 @@ def plain_loop(tokens: Path, config: RunConfig) -> list[dict]:
         foreach=False,
         fused=False,
     )
-    reader = ChunkReader(tokens, index, config, 0, 1)
+    reader = ChunkReader(tokens, index, config, 0, 1, torch.device("cpu"))
     records = []
     for step in range(config.training.total_steps):
-        batch, _ = reader.fetch(step * config.data.global_batch, torch.device("cpu"))
+        batch, _ = reader.fetch(step * config.data.global_batch)
         loss = F.cross_entropy(model(batch.inputs_BT).flatten(0, 1), batch.targets_BT.flatten())
         loss.backward()
         norm = torch.stack([p.grad.double().square().sum() for p in model.parameters()]).sum().sqrt()

@@ -1,3 +1,5 @@
+"""Who may know whom: preprocess -> shared <- train, checked by what an import really loads."""
+
 import subprocess
 import sys
 
@@ -5,19 +7,30 @@ import pytest
 
 from tests.helpers import REPOSITORY
 
-MODULES = sorted(f"preprocess.{path.stem}" for path in (REPOSITORY / "preprocess").glob("[!_]*.py"))
 
-
-def loaded_after(*modules):
-    program = f"import {', '.join(modules)}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+def loaded_by(*modules: str) -> set[str]:
+    """Top-level modules in sys.modules after importing `modules` in a fresh process."""
+    code = f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
-def test_preprocess_loads_neither_torch_nor_train():
-    assert not {"torch", "train"} & loaded_after("preprocess.__main__", *MODULES)
+def modules_of(package: str) -> list[str]:
+    return [f"{package}.{path.stem}" for path in (REPOSITORY / package).glob("*.py") if path.stem != "__main__"]
 
 
-@pytest.mark.parametrize("heavy", ["pyarrow", "polars", "tokenizers"])
-def test_the_command_line_starts_without_heavy_imports(heavy):
-    assert heavy not in loaded_after("preprocess.__main__")
+@pytest.mark.parametrize(
+    ("package", "strangers"),
+    [
+        ("preprocess", {"torch", "train"}),
+        ("train", {"pyarrow", "polars", "tokenizers", "preprocess"}),
+        ("shared", {"torch", "pyarrow", "polars", "tokenizers", "preprocess", "train"}),
+    ],
+)
+def test_a_package_never_loads_what_is_not_its_business(package, strangers):
+    assert not loaded_by(*modules_of(package)) & strangers
+
+
+def test_a_command_line_loads_no_more_than_its_package():
+    assert not loaded_by("preprocess.__main__") & {"torch", "train", "pyarrow", "polars", "tokenizers"}  # help is quick
+    assert not loaded_by("train.__main__") & {"pyarrow", "polars", "tokenizers", "preprocess"}

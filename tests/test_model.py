@@ -231,12 +231,12 @@ def test_a_copy_task_is_learned_and_continued_token_for_token(tmp_path):
         data__order="natural",
     )
     index = write_tokens(tmp_path, [rows.flatten().tolist()], vocab_size=16)
-    reader = ChunkReader(tmp_path, index, config, 0, 1)
+    reader = ChunkReader(tmp_path, index, config, 0, 1, CPU)
     model = ArgonneModel(config.model)
     model.initialize(seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for position in range(0, 100 * 16, 16):
-        batch, _ = reader.fetch(position % 1488, CPU)
+        batch, _ = reader.fetch(position % 1488)
         targets = batch.targets_BT.clone()
         targets[:, : half - 1] = targets[:, -1:] = IGNORED  # the first half and the next row cannot be foreseen
         loss = token_loss(model(batch.inputs_BT), targets) / (16 * half)

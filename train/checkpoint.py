@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from shared.cursor import Cursor
 from shared.errors import FormatError
-from shared.storage import read_sealed, remove_tree, sha256_file, write_sealed
+from shared.storage import read_sealed, remove_tree, sha256_file, sync_directory, write_sealed
 from train.collective import any_rank, barrier, gather, rank, world_size
 from train.optim import create_state
 
@@ -63,6 +63,7 @@ class Checkpoints:
             remove_tree(path)  # left by a save that did not finish, or about to be written again with the same contents
         barrier()
         save(tensors, checkpoint_id=path)
+        names = gather(sorted(file.name for file in path.iterdir()))[0]
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -73,9 +74,10 @@ class Checkpoints:
             "data_digest": progress.data_digest,
             "rng": {"seed": self.identity["recipe"]["training"]["seed"], "step": progress.step},  # all there is of it
             "tensors": _union(gather({name: _describe(tensor) for name, tensor in tensors.items()})),
-            "files": _union(gather(_hash_share(path, sorted(file.name for file in path.iterdir())))),
+            "files": _union(gather(_hash_share(path, names))),
         }
         if rank() == 0:
+            sync_directory(self.directory)
             write_sealed(path / MANIFEST_NAME, manifest)
         barrier()
         problem = self.problem(path)

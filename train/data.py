@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,6 +40,10 @@ class Batch:
     row_digests: npt.NDArray[np.uint8]
     """(B, DIGEST_BYTES): a hash of each sequence's ids."""
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its ids on `device`."""
+        return replace(self, inputs_BT=self.inputs_BT.to(device), targets_BT=self.targets_BT.to(device))
+
     def split(self, pieces: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of each microbatch."""
         return zip(self.inputs_BT.chunk(pieces), self.targets_BT.chunk(pieces), strict=True)
@@ -48,7 +52,10 @@ class Batch:
 class ChunkReader:
     """Serves the batch at any position; reads the next one ahead."""
 
-    def __init__(self, tokens: Path, index: Index, config: RunConfig, dp_rank: int, dp_size: int) -> None:
+    def __init__(
+        self, tokens: Path, index: Index, config: RunConfig, dp_rank: int, dp_size: int, device: torch.device
+    ) -> None:
+        self.device = device
         self.order = reading_order(index, config)
         self.global_batch = config.data.global_batch
         self.dp_rank, self.dp_size = dp_rank, dp_size
@@ -58,20 +65,18 @@ class ChunkReader:
         self._ahead: tuple[int, Future[Batch]] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
 
-    def fetch(self, position: int, device: torch.device) -> tuple[Batch, float]:
+    def fetch(self, position: int) -> tuple[Batch, float]:
         """This rank's part of the global batch at `position`, and the seconds that were spent waiting for it."""
         began = time.perf_counter()
         future = self._ahead[1] if self._ahead and self._ahead[0] == position else self._read_ahead(position)
         batch = future.result()
         self._ahead = (position + self.global_batch, self._read_ahead(position + self.global_batch))
         waited = time.perf_counter() - began
-        on_device = (batch.inputs_BT.to(device), batch.targets_BT.to(device))
-        return Batch(*on_device, batch.num_targets, batch.row_digests), waited
+        return batch.to(self.device), waited
 
-    def held_out(self, position: int, device: torch.device) -> Batch:
+    def held_out(self, position: int) -> Batch:
         """This rank's part of the global batch at `position` of the validation range."""
-        batch = self._read(position, self.order.held_out)
-        return Batch(batch.inputs_BT.to(device), batch.targets_BT.to(device), batch.num_targets, batch.row_digests)
+        return self._read(position, self.order.held_out).to(self.device)
 
     def close(self) -> None:
         """End the thread that reads ahead."""

@@ -29,9 +29,7 @@ class Parts:
     checkpoints: Checkpoints
     log: RunLog
     stop: StopRequest
-    device: torch.device
-    least_token_s: float
-    """Seconds a token would take if all ranks did nothing but multiply at their measured peak."""
+    least_token_s: float  # what a token would take if all ranks did nothing but multiply, at their measured peak
 
 
 def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
@@ -43,7 +41,7 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
     while progress.step < last_step and not parts.stop.agreed():
         progress, record = _step(parts, progress)
         if progress.step == config.training.total_steps or _is_due(progress.step, config.training.validate_every):
-            record |= validation_record(parts.strategy, parts.reader, parts.device)
+            record |= validation_record(parts.strategy, parts.reader)
         parts.log.step(record, is_last=progress.step == last_step)
         if progress.step == last_step or _is_due(progress.step, config.checkpoint.every):
             saved_step = _save(parts, progress)
@@ -67,7 +65,7 @@ def _step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any]]:
     began = time.perf_counter()
     config, strategy, order = parts.config, parts.strategy, parts.reader.order
     position = order.position(progress.cursor)
-    batch, data_wait_s = parts.reader.fetch(position, parts.device)
+    batch, data_wait_s = parts.reader.fetch(position)
     rate = learning_rate(config.optimizer, config.training.total_steps, progress.step)
     set_learning_rate(parts.optimizer, rate)
     torch.manual_seed(step_seed(config.training.seed, progress.step))
@@ -79,12 +77,11 @@ def _step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any]]:
     parts.optimizer.step()
     parts.optimizer.zero_grad()
 
-    rows = gather_rows(batch.row_digests, strategy.dp_group)
     progress = Progress(
         progress.step + 1,
         order.cursor(position + config.data.global_batch),
         progress.tokens + batch.num_targets,
-        chain_digest(progress.data_digest, rows),
+        chain_digest(progress.data_digest, gather_rows(batch.row_digests, strategy.dp_group)),
     )
     step_s = time.perf_counter() - began
     return progress, {

@@ -59,7 +59,7 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progr
     optimizer = build_optimizer(config.optimizer, strategy.model)
     checkpoints = Checkpoints(request.run / "checkpoints", config.checkpoint.keep, prepared.identity)
     progress = _resume(prepared, checkpoints, strategy, optimizer, log)
-    reader = ChunkReader(request.tokens, prepared.index, config, strategy.dp_rank, prepared.layout.dp_size)
+    reader = ChunkReader(request.tokens, prepared.index, config, strategy.dp_rank, prepared.layout.dp_size, device)
     dtype = PRECISIONS[config.training.precision] or torch.float32
     flops = flops_per_token(config.model, config.data.sequence_length)
     parts = Parts(
@@ -70,7 +70,6 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progr
         checkpoints=checkpoints,
         log=log,
         stop=stop,
-        device=device,
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     log.event("start", step=progress.step, layout=str(prepared.layout), dataset=prepared.index.fingerprint[:12])

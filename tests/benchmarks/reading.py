@@ -22,11 +22,11 @@ def measure() -> Comparison:
         flat = np.concatenate([np.load(tokens_path(directory, shard))[:-1] for shard in range(NUM_SHARDS)])
         rows, order = flat.reshape(-1, LENGTH), np.random.default_rng(0).permutation(NUM_CHUNKS * NUM_SHARDS)
         config = RunConfig(data=DataConfig(sequence_length=LENGTH, global_batch=BATCH))
-        reader = ChunkReader(directory, index, config, 0, 1)
+        reader = ChunkReader(directory, index, config, 0, 1, torch.device("cpu"))
 
         def ours() -> None:
             for number in range(BATCHES):
-                reader.fetch(number * BATCH, torch.device("cpu"))
+                reader.fetch(number * BATCH)
 
         def bare() -> None:
             for number in range(BATCHES):
