@@ -42,7 +42,8 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     0 = done, 2 = a mistake that a rank has found, 130 = asked to stop, and saved, 1 = a rank failed.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_processes, 1)))
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").disabled = True  # we say what failed
+    for name in ("multiprocessing.api", "agent.server.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").disabled = True  # we say what happened, in one line
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
