@@ -18,7 +18,11 @@ def wait(arguments):
     "Wait."
     print("ready", flush=True)
     time.sleep(600)
-sys.exit(run_command("demo", {"fail": fail, "wait": wait}, sys.argv[1:]))
+def talk(arguments):
+    "Talk."
+    for number in range(100_000):
+        print("line", number)
+sys.exit(run_command("demo", {"fail": fail, "wait": wait, "talk": talk}, sys.argv[1:]))
 """
 
 
@@ -91,3 +95,14 @@ def test_an_interrupted_program_ends_with_one_line_and_no_traceback():
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate()
     assert (process.returncode, stderr) == (130, "interrupted: run the same command again to continue\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "talk"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "line 0\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=30) == 141
+    process.stderr.close()

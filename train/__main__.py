@@ -21,9 +21,9 @@ from train.sample import Sampling
 class RunOptions:
     """Train a model on a token dataset, or continue a run that is there."""
 
-    tokens: tyro.conf.Positional[Path]
+    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
     """The dataset, made by `make tokenize`."""
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory of the run."""
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     recipe: str = "tiny"
@@ -38,7 +38,7 @@ class RunOptions:
 class SampleOptions:
     """Continue a text with the model of a run's newest checkpoint."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory of the run."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")]
     prompt: str = ""
@@ -48,7 +48,7 @@ class SampleOptions:
 class ReportOptions:
     """Tell what a run has done and draw its losses."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory of the run."""
 
 
