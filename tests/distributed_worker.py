@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from shared.config import structure
-from train.collective import barrier
+from train.collective import barrier, leave
 from train.config import RunConfig
 from train.preflight import RunRequest, prepare
 from train.recovery import StopRequest
@@ -25,6 +25,7 @@ def main(jobs_path: str) -> None:
         barrier()
         execute(prepared, torch.device("cpu"), stop)
     dist.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import tyro
 from shared.command import run_command
 from shared.errors import UserError
 from shared.terminal import safe_text
+from train.collective import leave
 from train.config import RunConfig, load_recipe
 from train.sample import Sampling
 
@@ -97,4 +98,7 @@ def report(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("train", {"run": run, "sample": sample, "report": report}, sys.argv[1:]))
+    exit_code = run_command("train", {"run": run, "sample": sample, "report": report}, sys.argv[1:])
+    if "RANK" in os.environ:
+        leave(exit_code)
+    sys.exit(exit_code)
