@@ -32,7 +32,7 @@ class GigatokenEngine:
     PRE_TOKENIZERS: ClassVar[frozenset[str]] = frozenset({"ByteLevel", "Split"})
 
     def __init__(self, document: Document, num_threads: int | None = None) -> None:
-        self._awkward, self._gigatoken = _import("awkward"), _import("gigatoken")
+        self._awkward, self._gigatoken = import_optional("awkward"), import_optional("gigatoken")
         self.version = metadata.version("gigatoken")
         self._json, self._parallel = json.dumps(document), num_threads != 1
         self._load()
@@ -93,7 +93,7 @@ class FastokensEngine:
     PRE_TOKENIZERS: ClassVar[frozenset[str]] = frozenset({"ByteLevel", "Split", "Digits"})
 
     def __init__(self, document: Document, num_threads: int | None = None) -> None:  # noqa: ARG002 (limit_threads does)
-        fastokens = _import("fastokens")
+        fastokens = import_optional("fastokens")
         self.version = metadata.version("fastokens")
         with _as_engine_error(self.name):
             self._tokenizer = fastokens.Tokenizer.from_json_str(json.dumps(_without_holes(document)))
@@ -184,7 +184,11 @@ def _without_holes(document: Document) -> Document:
     return {**document, "model": model}
 
 
-def _import(name: str) -> Any:
+def import_optional(name: str) -> Any:
+    """The module of that name.
+
+    Raises: EngineError if it is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -26,8 +26,14 @@ from shared.terminal import safe_text
 
 PROBE = 1  # raise it when what is probed changes: older caches are then not read
 BATCH_TEXTS = 16384
-EMPTY_PLANES = 0x20000  # from here on ideographs, private use and nothing: looked at in runs
 RUN = 64
+RUNS = (  # ideographs, Hangul, private use, Tangut, and the planes of ideographs and of nothing: looked at in runs
+    range(0x3400, 0x9FC0),
+    range(0xAC00, 0xD780),
+    range(0xE000, 0xF8C0),
+    range(0x17000, 0x18CC0),
+    range(0x20000, sys.maxunicode + 1),
+)
 NEIGHBOURS = "aA1!' \n"
 ODD = (
     "\x00", "\x00a\x00", "\x01\x02\x7f\x80\x9f", "\ufeffa", "\ufffd", "\ufffe\uffff", "\u200b",
@@ -158,8 +164,9 @@ def _probe(engine: Engine, reference: Engine, document: Document) -> set[int]:
 
 def _probes(normalized: bool) -> Iterator[tuple[list[range], list[str]]]:
     """Texts in batches, each text with the code points that are to blame if an engine differs on it."""
-    single = [range(code, code + 1) for code in range(EMPTY_PLANES) if not 0xD800 <= code < 0xE000]
-    runs = [range(code, code + RUN) for code in range(EMPTY_PLANES, sys.maxunicode + 1, RUN)]
+    together = {code for block in RUNS for code in block} | {*range(0xD800, 0xE000)}  # and no surrogates
+    single = [range(code, code + 1) for code in range(sys.maxunicode + 1) if code not in together]
+    runs = [range(code, code + RUN) for block in RUNS for code in block[::RUN]]
     marks = " a\u0300{0}\u0334" if normalized else ""
     # letter, digit, other, blank; upper or lower; what 's may be folded from; combining class
     context = " {0}Ab a{0}1{0}!{0}'{0}\n{0}\n" + marks
