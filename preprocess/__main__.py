@@ -4,11 +4,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from preprocess.config import MIB, BuildSettings, TokenizerSettings
+from preprocess.config import MIB, BuildSettings, EngineSettings, TokenizerSettings
 from shared.command import run_command
 from shared.errors import ConfigError
 from shared.storage import write_file
@@ -38,6 +38,10 @@ class TokenizeOptions:
     """The parquet column that holds the text."""
     shard_megabytes: float = 256
     """Text in a shard, in MiB: a shard is closed when it has that much."""
+    engine: Literal["gigatoken", "fastokens", "tokenizers"] | None = None
+    """The engine to try first (None: the fastest); the dataset is the same with all of them."""
+    verify: Literal["sample", "full"] = "sample"
+    """What is encoded by a second engine and compared: a sample of every shard, or all of it."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def tokenize(argv: Sequence[str]) -> None:
     tokenizer = TokenizerSettings(options.tokenizer, options.end_of_document, options.vocab_size, sample_bytes)
     from preprocess.build import build
 
-    build(options.data, options.tokens, settings, tokenizer)
+    build(options.data, options.tokens, settings, tokenizer, EngineSettings(options.engine, options.verify))
 
 
 def tokenizer(argv: Sequence[str]) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from preprocess.config import DEFAULT_VOCAB_SIZE, BuildSettings, TokenizerSettings
-from preprocess.encode import ReferenceEngine
+from preprocess.choose import Engines
+from preprocess.config import DEFAULT_VOCAB_SIZE, BuildSettings, EngineSettings, TokenizerSettings
 from preprocess.plan import Plan, Settings, differences, index_settings, make_plan
 from preprocess.progress import Progress
 from preprocess.sources import Footer, find_sources, read_footer
@@ -35,7 +35,13 @@ from shared.terminal import safe_text
 OUR_NAMES = re.compile(r"(\d{5,}(\.documents)?\.(npy|json)|index\.json|tokenizer\.json)(\.tmp)?|\.lock")
 
 
-def build(data: str, directory: Path, settings: BuildSettings, tokenizer_settings: TokenizerSettings) -> Index:
+def build(
+    data: str,
+    directory: Path,
+    settings: BuildSettings,
+    tokenizer_settings: TokenizerSettings,
+    engine_settings: EngineSettings | None = None,
+) -> Index:
     """The finished dataset of the text in `data`, in `directory`: made, continued, or recognised as done.
 
     Raises: InputError if text or tokenizer cannot be read; ConfigError if `directory` is something else.
@@ -51,7 +57,7 @@ def build(data: str, directory: Path, settings: BuildSettings, tokenizer_setting
         plan = make_plan(footers, settings, tokenizer.identity)
         _refuse_differences(directory, plan)
         _keep_tokenizer(directory, tokenizer)
-        return _finish(directory, root, plan, tokenizer)
+        return _finish(directory, root, plan, Engines(tokenizer, engine_settings))
 
 
 def discover(data: str, column: str) -> tuple[Path, list[Footer]]:
@@ -149,18 +155,20 @@ def _keep_tokenizer(directory: Path, tokenizer: LoadedTokenizer) -> None:
         write_file(path, [tokenizer.raw])
 
 
-def _finish(directory: Path, root: Path, plan: Plan, tokenizer: LoadedTokenizer) -> Index:
+def _finish(directory: Path, root: Path, plan: Plan, engines: Engines) -> Index:
     """Write the shards that are missing, then the index unless it is there already."""
-    shards = {number: _kept(directory, plan, number) for number in range(len(plan.shards))}
+    compared = engines.settings.verifies_all
+    shards = {number: _kept(directory, plan, number, compared) for number in range(len(plan.shards))}
     missing = [number for number, shard in shards.items() if shard is None]
     done = [shard for shard in shards.values() if shard is not None]
     if done and missing:
         print(f"{len(done)} of {len(plan.shards)} shards are already there: writing the others", flush=True)
-    engine = ReferenceEngine(tokenizer)
+    if missing:
+        engines.announce()
     text_bytes = sum(shard.text_bytes for shard in plan.shards)
     with Progress(len(plan.shards), text_bytes, len(done), sum(shard.text_bytes for shard in done)) as progress:
         for number in missing:
-            shards[number] = write_shard(directory, root, plan, number, engine=engine, report=progress.add)
+            shards[number] = write_shard(directory, root, plan, number, engines=engines, report=progress.add)
             progress.finish_shard()
     index = _index(plan, [shard for shard in shards.values() if shard is not None])
     if not sum(shard.num_documents for shard in index.shards):
@@ -174,10 +182,10 @@ def _finish(directory: Path, root: Path, plan: Plan, tokenizer: LoadedTokenizer)
     return read_index(directory)
 
 
-def _kept(directory: Path, plan: Plan, number: int) -> Shard | None:
+def _kept(directory: Path, plan: Plan, number: int, compared: bool) -> Shard | None:
     """Shard `number` if an earlier run finished it; says why if what it left cannot be used."""
     try:
-        return complete_shard(directory, plan, number)
+        return complete_shard(directory, plan, number, compared=compared)
     except FormatError as error:
         print(f"writing shard {number} again: {error}", flush=True)
         return None

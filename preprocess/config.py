@@ -7,6 +7,7 @@ from shared.errors import ConfigError
 MIB = 1 << 20
 DEFAULT_VOCAB_SIZE = 32768
 MIN_VOCAB_SIZE = 257
+ENGINES = ("gigatoken", "fastokens", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,31 @@ class TokenizerSettings:
             raise ConfigError(f"--vocab-size is {self.vocab_size:,}: {wanted}")
         if self.sample_bytes < 1:
             raise ConfigError("--sample-megabytes is too small: at least 1 byte of text to train on is wanted")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How text is encoded; nothing here changes a byte of the dataset.
+
+    `engine` is the first to be tried (None: the fastest), `verify` what is compared with a second engine: a "sample" of
+    every shard or the "full" text; `num_threads` is for this process (None: all cores).
+
+    Raises: ConfigError for a value that cannot work.
+    """
+
+    engine: str | None = None
+    verify: str = "sample"
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine is not None and self.engine not in ENGINES:
+            raise ConfigError(f"--engine is {self.engine!r}: one of {', '.join(ENGINES)} is wanted")
+        if self.verify not in ("sample", "full"):
+            raise ConfigError(f"--verify is {self.verify!r}: sample or full is wanted")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ConfigError(f"{self.num_threads} threads to encode with: at least 1 is wanted")
+
+    @property
+    def verifies_all(self) -> bool:
+        """Whether every text is encoded by two engines."""
+        return self.verify == "full"

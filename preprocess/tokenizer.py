@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from preprocess.sources import Footer, read_texts
+from preprocess.trainer import train
 from shared.errors import InputError
 from shared.format import GoldenVector, TokenizerIdentity
 from shared.terminal import safe_text
@@ -98,18 +99,8 @@ def train_tokenizer(
 
     The same input gives the same bytes. Too little text gives fewer entries than `vocab_size`.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,  # a pair seen once is no pattern
-        special_tokens=[END_OF_DOCUMENT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sample_texts(root, footers, column, sample_bytes), trainer)
-    return tokenizer.to_str(pretty=False).encode(), tokenizer.get_vocab_size()
+    raw = train(lambda: sample_texts(root, footers, column, sample_bytes), vocab_size, END_OF_DOCUMENT)
+    return raw, Tokenizer.from_str(raw.decode()).get_vocab_size()
 
 
 def sample_texts(root: Path, footers: Sequence[Footer], column: str, sample_bytes: int) -> Iterator[list[str]]:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.encode import Engine, Ids, Lengths
+from preprocess.check import ShardCheck
+from preprocess.choose import Engines
+from preprocess.encode import EngineError, Ids, Lengths, ReferenceEngine
 from preprocess.plan import Plan, PlannedShard
 from preprocess.sources import read_texts
 from shared.config import structure
@@ -52,13 +54,13 @@ class Packed:
     text_bytes: int = 0
 
 
-def write_shard(directory: Path, root: Path, plan: Plan, number: int, *, engine: Engine, report: Report) -> Shard:
+def write_shard(directory: Path, root: Path, plan: Plan, number: int, *, engines: Engines, report: Report) -> Shard:
     """Encode shard `number` of `plan` from the inputs under `root`, write its files to `directory`, describe it.
 
     Raises: InputError if the input cannot be read, or is not what the plan was made from.
     """
     planned = plan.shards[number]
-    packed = _encode(root / plan.sources[planned.source].path, planned, plan, engine, report)
+    packed, made_by = _encode_checked(root / plan.sources[planned.source].path, planned, plan, engines, report)
     sizes = np.concatenate([*packed.sizes, np.zeros(0, np.int64)])
     if len(sizes) != planned.num_rows:
         raise InputError(
@@ -85,12 +87,14 @@ def write_shard(directory: Path, root: Path, plan: Plan, number: int, *, engine:
         tokens_sha256=write_file(tokens_path(directory, number), npy([*packed.pieces, padding], dtype)),
         documents_sha256=write_file(documents_path(directory, number), npy([offsets], OFFSET_DTYPE)),
     )
-    write_sealed(receipt_path(directory, number), _receipt(plan, number, shard, engine))
+    write_sealed(receipt_path(directory, number), _receipt(plan, number, shard, made_by))
     return shard
 
 
-def complete_shard(directory: Path, plan: Plan, number: int) -> Shard | None:
+def complete_shard(directory: Path, plan: Plan, number: int, *, compared: bool = False) -> Shard | None:
     """The shard `number` as its receipt describes it, or None if it must be written: no receipt, or another plan's.
+
+    With `compared`, one that no second engine has encoded must be written too.
 
     Raises: FormatError if the receipt or one of the shard's files is damaged.
     """
@@ -105,6 +109,8 @@ def complete_shard(directory: Path, plan: Plan, number: int) -> Shard | None:
         raise FormatError(f"{error}: not a receipt of this release") from None
     place = (shard.source, shard.first_row_group, shard.num_row_groups, shard.first_row, shard.num_rows)
     if receipt.get("plan") != plan.identity or place != _place(planned):
+        return None
+    if compared and receipt.get("compared_with") is None and receipt.get("engine") != ReferenceEngine.name:
         return None
     dtype = TOKEN_DTYPES[token_dtype(plan.tokenizer.vocab_size)]
     open_array(tokens_path(directory, number), dtype, stored_size(shard.num_tokens, plan.build.chunk_length))
@@ -139,14 +145,36 @@ def npy(pieces: Sequence[npt.NDArray], dtype: np.dtype) -> Iterator[bytes | memo
             yield piece.data.cast("B")
 
 
-def _encode(path: Path, planned: PlannedShard, plan: Plan, engine: Engine, report: Report) -> Packed:
+def _encode_checked(
+    path: Path, planned: PlannedShard, plan: Plan, engines: Engines, report: Report
+) -> tuple[Packed, dict[str, Any]]:
+    """The shard as the first engine gives it that passes the checks, and what its receipt says of that."""
+    failovers: list[dict[str, str]] = []
+    for check in engines.checks(planned.first_row, planned.num_rows):
+        packed = Packed([], [])
+        try:
+            _encode(path, planned, plan, check, packed, report)
+            check.finish()
+        except EngineError as error:
+            if check.is_reference:
+                raise InputError(f"{error}: the tokenizer contradicts itself, use another tokenizer.json") from None
+            report(-packed.text_bytes, -sum(map(len, packed.pieces)))
+            label = check.candidate.label
+            failovers.append({"engine": label, "reason": str(error)})
+            print(f"shard {planned.number} is encoded again with the next engine: {label} gave {error}", flush=True)
+        else:
+            return packed, {**check.receipt(), "failovers": failovers}
+    raise AssertionError("the last engine is the reference, which has no other to differ from")
+
+
+def _encode(path: Path, planned: PlannedShard, plan: Plan, check: ShardCheck, packed: Packed, report: Report) -> None:
+    """Add the shard's texts to `packed`, encoded."""
     tokenizer = plan.tokenizer
     dtype = TOKEN_DTYPES[token_dtype(tokenizer.vocab_size)]
     row_groups = range(planned.first_row_group, planned.first_row_group + planned.num_row_groups)
-    packed = Packed([], [])
     for texts in read_texts(path, row_groups, plan.build.text_column):
-        ids, lengths = engine.encode(texts.fill_null("") if texts.null_count else texts)
-        _check_ids(ids, tokenizer.vocab_size, engine)
+        ids, lengths = check.encode(texts.fill_null("") if texts.null_count else texts)
+        _check_ids(ids, tokenizer.vocab_size, check)
         tokens, sizes = pack(ids, lengths, tokenizer.end_of_document_id, dtype)
         packed.pieces.append(tokens)
         packed.sizes.append(sizes)
@@ -155,16 +183,12 @@ def _encode(path: Path, planned: PlannedShard, plan: Plan, engine: Engine, repor
         text_bytes = _text_bytes(texts)
         packed.text_bytes += text_bytes
         report(text_bytes, len(tokens))
-    return packed
 
 
-def _check_ids(ids: Ids, vocab_size: int, engine: Engine) -> None:
+def _check_ids(ids: Ids, vocab_size: int, check: ShardCheck) -> None:
     highest = int(ids.max(initial=0))
     if highest >= vocab_size:
-        raise InputError(
-            f"{engine.name} {engine.version} gave id {highest:,}; ids below {vocab_size:,} are wanted: "
-            "the tokenizer contradicts itself, use another tokenizer.json"
-        )
+        raise EngineError(f"{check.candidate.label} gave id {highest:,}; ids below {vocab_size:,} are wanted")
 
 
 def _text_bytes(texts: Any) -> int:
@@ -172,8 +196,7 @@ def _text_bytes(texts: Any) -> int:
     return int(offsets[texts.offset + len(texts)] - offsets[texts.offset])
 
 
-def _receipt(plan: Plan, number: int, shard: Shard, engine: Engine) -> dict[str, Any]:
-    made_by = {"engine": engine.name, "engine_version": engine.version}
+def _receipt(plan: Plan, number: int, shard: Shard, made_by: dict[str, Any]) -> dict[str, Any]:
     return {"shard": number, **asdict(shard), "plan": plan.identity, "settings": plan.settings, **made_by}
 
 

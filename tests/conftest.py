@@ -11,14 +11,22 @@ from tests.helpers import REPOSITORY, read_column, write_parquet
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
-def _has_shared_data() -> bool:
+def has_shared_data() -> bool:
     return SHARED_DATA.is_dir() and os.environ.get("ARGONNE_NO_SHARED_DATA") != "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """A cache directory of this test run: nothing of the user's is read or written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory) -> list[Path]:
     """Parquet files of real text."""
-    if _has_shared_data():
+    if has_shared_data():
         return sorted((SHARED_DATA / "CC-MAIN-2025-26").glob("*.parquet"))
     from preprocess.corpus import sample_corpus
 
@@ -30,7 +38,7 @@ def real_data(tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="session")
 def bad_data() -> Path:
     """A directory of broken, odd and unusual files."""
-    if not _has_shared_data():
+    if not has_shared_data():
         pytest.skip("needs ../shared/data/bad")
     return SHARED_DATA / "bad"
 

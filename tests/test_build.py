@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from preprocess.__main__ import main
 from preprocess.build import build
+from preprocess.choose import Engines
 from preprocess.config import BuildSettings, TokenizerSettings
 from preprocess.encode import ReferenceEngine
 from preprocess.plan import make_plan
@@ -370,8 +371,10 @@ def test_an_id_outside_the_vocabulary_is_an_error_and_does_not_wrap(small_input,
     plan = make_plan(
         [read_footer(small_input / "000_00009.parquet", small_input, "text")], BuildSettings(), tokenizer.identity
     )
+    engines = Engines(tokenizer, kinds=())
+    engines.reference = WrongEngine(tokenizer.tokenizer)
     with pytest.raises(InputError, match=r"tokenizers \S+ gave id 7\d,\d{3}; ids below 2,048 are wanted"):
-        write_shard(tmp_path, small_input, plan, 0, engine=WrongEngine(tokenizer), report=lambda size, tokens: None)
+        write_shard(tmp_path, small_input, plan, 0, engines=engines, report=lambda size, tokens: None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -381,7 +384,7 @@ def test_an_input_that_changed_after_planning_is_refused(tmp_path, tokenizer_pat
     plan = make_plan([read_footer(path, tmp_path / "in", "text")], BuildSettings(), tokenizer.identity)
     write_parquet(path, ["a"])
     with pytest.raises(InputError, match=r"gave 1 rows where its footer promised 3: it changed or is damaged"):
-        write_shard(tmp_path, tmp_path / "in", plan, 0, engine=ReferenceEngine(tokenizer), report=lambda *_: None)
+        write_shard(tmp_path, tmp_path / "in", plan, 0, engines=Engines(tokenizer), report=lambda *_: None)
 
 
 def test_a_sealed_file_that_is_no_receipt_is_refused(tmp_path):
@@ -442,5 +445,7 @@ def test_progress_is_one_plain_line_per_interval_without_a_terminal(capsys):
 
 
 def test_ids_of_an_empty_batch_are_accepted(tokenizer_path):
-    ids, lengths = ReferenceEngine(load_tokenizer(tokenizer_path, None)).encode(pa.array([], pa.large_string()))
+    ids, lengths = ReferenceEngine(load_tokenizer(tokenizer_path, None).tokenizer).encode(
+        pa.array([], pa.large_string())
+    )
     assert (len(ids), len(lengths)) == (0, 0)

@@ -11,7 +11,7 @@ from tests.helpers import read_column
 
 @pytest.fixture(scope="module")
 def engine(tokenizer_path):
-    return ReferenceEngine(load_tokenizer(tokenizer_path, None))
+    return ReferenceEngine(load_tokenizer(tokenizer_path, None).tokenizer)
 
 
 def encode(engine, texts):

@@ -3,7 +3,9 @@ import json
 import pytest
 from tokenizers import Tokenizer
 
+from preprocess import trainer
 from preprocess.config import TokenizerSettings
+from preprocess.encode import EngineError
 from preprocess.sources import find_sources, read_footer
 from preprocess.tokenizer import GOLDEN_TEXTS, golden_vectors, load_tokenizer, sample_texts, train_tokenizer
 from shared.errors import ConfigError, InputError
@@ -97,6 +99,36 @@ def test_training_is_deterministic_and_round_trips_any_byte(small_input):
     tokenizer = Tokenizer.from_str(raw.decode())
     text = "".join(map(chr, range(256))) + "\U0001f30a \u6d77"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+@pytest.mark.parametrize("vocab_size", [257, 300, 2048, 4000])
+def test_the_fast_trainer_gives_the_bytes_of_the_reference(real_texts, vocab_size):
+    pytest.importorskip("gigatoken")
+    texts = [*real_texts, *real_texts[:50], "", "\u6d77\u306f<|endoftext|>\x00\n\n  a"]
+    fast = trainer._train_fast([texts[:90], texts[90:]], vocab_size, "<|endoftext|>")
+    assert fast == trainer.train_reference([texts], vocab_size, "<|endoftext|>")
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [
+        (["abcdefgh " * 2, "xyz"], trainer.TOO_LITTLE),  # gigatoken is not even tried
+        (["x" * 60_000, "abcdefgh"], trainer.TOO_LITTLE),  # it runs out of merges
+        (["the cat " * 99 + " \u088f"], "code points that the trainers cut in different ways"),
+    ],
+)
+def test_the_fast_trainer_is_not_used_where_it_could_differ(texts, reason):
+    pytest.importorskip("gigatoken")
+    with pytest.raises(EngineError, match=reason):
+        trainer._train_fast([texts], 280, "<|endoftext|>")
+    expected = trainer.train_reference([texts], 280, "<|endoftext|>")
+    assert trainer.train(lambda: [texts], 280, "<|endoftext|>") == expected
+
+
+def test_the_fast_trainer_does_not_write_to_the_terminal(real_texts, capfd):
+    pytest.importorskip("gigatoken")
+    trainer._train_fast([real_texts], 300, "<|endoftext|>")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_sample_is_all_of_a_small_input_and_spread_over_a_large_one(small_input, real_texts):

@@ -12,7 +12,7 @@ from tests.benchmarks import reading, tokenizing, training
 def main() -> None:
     """Measure everything and print one table."""
     trained, share = training.measure()
-    rows = [tokenizing.measure(), reading.measure(), trained]
+    rows = [*tokenizing.measure(), reading.measure(), trained]
     table = Table("what", "ours", "bare loop", "unit", "ratio", title=f"{os.cpu_count()} cores, {platform.machine()}")
     for row in rows:
         table.add_row(*row.row())

@@ -1,0 +1,180 @@
+"""One shard through one engine, distrusted: what is routed around it, and what is compared with the reference engine.
+
+The sample of a shard is a function of its rows alone: texts drawn by hash of their row, the longest that is still
+cheap, and those with the least ASCII, which is where engines have been wrong.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from preprocess.codepoints import CodePoints
+from preprocess.encode import Engine, EngineError, Ids, Lengths, unequal_texts
+
+SAMPLE_BY_HASH, SAMPLE_LONGEST, SAMPLE_LEAST_ASCII = 28, 1, 3
+MAX_SAMPLED_BYTES = 64 << 10
+KEYS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine that was found right at load, but for texts with a code point in `unlike`."""
+
+    engine: Engine
+    unlike: CodePoints
+
+    @property
+    def label(self) -> str:
+        """Name and version."""
+        return f"{self.engine.name} {self.engine.version}"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A text of the sample and the ids that the engine gave for it; a higher score is kept longer."""
+
+    score: float
+    row: int
+    text: str
+    ids: Ids
+
+
+class ShardCheck:
+    """Encodes the texts of one shard with `candidate` and remembers what is to be compared.
+
+    With a `second` engine every text is encoded by both. Nothing is compared when the candidate is the reference.
+    """
+
+    def __init__(
+        self, candidate: Candidate, reference: Engine, second: Candidate | None, first_row: int, num_rows: int
+    ) -> None:
+        self.candidate, self.second = candidate, second
+        self.num_routed = self.num_sampled = 0
+        self._reference = reference
+        self._first_row, self._row = first_row, 0
+        self._drawn = drawn_rows(first_row, num_rows)
+        self._by_hash: list[Sampled] = []
+        self._longest: list[Sampled] = []
+        self._least_ascii: list[Sampled] = []
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether there is no engine to fall back to."""
+        return self.candidate.engine is self._reference
+
+    def encode(self, texts: Any) -> tuple[Ids, Lengths]:
+        """As `Engine.encode`, for the next texts of the shard.
+
+        Raises: EngineError if the engine fails or the second engine gives other ids.
+        """
+        if self.is_reference:
+            return self._reference.encode(texts)
+        encoded, num_routed = self._routed(self.candidate, texts)
+        self.num_routed += num_routed
+        if self.second is not None:
+            unequal = unequal_texts(encoded, self._routed(self.second, texts)[0])
+            if len(unequal):
+                raise EngineError(self._complaint(self._row + int(unequal[0]), self.second.label))
+        self._remember(texts, *encoded)
+        self._row += len(texts)
+        return encoded
+
+    def finish(self) -> None:
+        """Compare the sample with the reference engine.
+
+        Raises: EngineError naming the first row that differs.
+        """
+        if self.is_reference:
+            return
+        sample = sorted(
+            {kept.row: kept for kept in (*self._by_hash, *self._longest, *self._least_ascii)}.values(),
+            key=lambda kept: kept.row,
+        )
+        lengths = np.array([len(kept.ids) for kept in sample], np.int64)
+        ids = np.concatenate([np.zeros(0, np.uint32), *(kept.ids for kept in sample)])
+        wanted = self._reference.encode(pa.array([kept.text for kept in sample], pa.large_string()))
+        unequal = unequal_texts((ids, lengths), wanted)
+        if len(unequal):
+            raise EngineError(self._complaint(sample[unequal[0]].row, self._reference.name))
+        self.num_sampled = len(sample)
+
+    def receipt(self) -> dict[str, Any]:
+        """How the ids were made and what they were held against."""
+        return {
+            "engine": self.candidate.engine.name,
+            "engine_version": self.candidate.engine.version,
+            "num_routed": self.num_routed,
+            "num_sampled": self.num_sampled,
+            "compared_with": self.second.label if self.second else None,
+        }
+
+    def _complaint(self, row: int, other: str) -> str:
+        return f"other ids than {other} for row {self._first_row + row}"
+
+    def _routed(self, candidate: Candidate, texts: Any) -> tuple[tuple[Ids, Lengths], int]:
+        """`texts` encoded by `candidate`, those it does not see as the reference does by the reference."""
+        routed = candidate.unlike.texts_with(texts)
+        if not len(routed):
+            return candidate.engine.encode(texts), 0
+        is_routed = np.zeros(len(texts), np.bool_)
+        is_routed[routed] = True
+        others = candidate.engine.encode(texts.filter(pa.array(~is_routed)))
+        return interleave(is_routed, self._reference.encode(texts.take(pa.array(routed))), others), len(routed)
+
+    def _remember(self, texts: Any, ids: Ids, lengths: Lengths) -> None:
+        sizes = np.diff(np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1])
+        cheap = (sizes > 0) & (sizes <= MAX_SAMPLED_BYTES)
+        if not cheap.any():
+            return
+        chars = pc.utf8_length(texts).to_numpy()
+        ends = np.cumsum(lengths)
+
+        def keep(best: list[Sampled], number: int, score: float, most: int) -> None:
+            if len(best) < most or score > best[-1].score:
+                own = ids[ends[number] - lengths[number] : ends[number]].copy()
+                best.append(Sampled(score, self._row + number, texts[number].as_py(), own))
+                best.sort(key=lambda kept: -kept.score)
+                del best[most:]
+
+        for row in self._drawn[(self._drawn >= self._row) & (self._drawn < self._row + len(texts))]:
+            if cheap[row - self._row]:
+                keep(self._by_hash, int(row) - self._row, 0.0, SAMPLE_BY_HASH)
+        size_scores = np.where(cheap, sizes, 0)
+        keep(self._longest, int(size_scores.argmax()), float(size_scores.max()), SAMPLE_LONGEST)
+        foreign = np.where(cheap, (sizes - chars) / np.maximum(sizes, 1), 0.0)
+        for number in np.argsort(-foreign, kind="stable")[:SAMPLE_LEAST_ASCII]:
+            if foreign[number] > 0:
+                keep(self._least_ascii, int(number), float(foreign[number]), SAMPLE_LEAST_ASCII)
+
+
+def drawn_rows(first_row: int, num_rows: int) -> npt.NDArray[np.int64]:
+    """The rows of a shard, counted from its first, with the lowest hashes of their number in the source.
+
+    >>> len(drawn_rows(0, 1000)), drawn_rows(5, 3).tolist()
+    (28, [0, 1, 2])
+    """
+    numbers = np.arange(first_row, first_row + num_rows, dtype=np.uint64) + np.uint64(1)
+    mixed = numbers * KEYS[0]
+    mixed = (mixed ^ (mixed >> np.uint64(31))) * KEYS[1]
+    return np.sort(np.argsort(mixed, kind="stable")[:SAMPLE_BY_HASH])
+
+
+def interleave(
+    is_first: npt.NDArray[np.bool_], first: tuple[Ids, Lengths], second: tuple[Ids, Lengths]
+) -> tuple[Ids, Lengths]:
+    """One encoding of all texts from that of the texts where `is_first` holds and that of the others.
+
+    >>> one, two = (np.array([7, 8]), np.array([2])), (np.array([1, 3]), np.array([1, 1]))
+    >>> [part.tolist() for part in interleave(np.array([False, True, False]), one, two)]
+    [[1, 7, 8, 3], [1, 2, 1]]
+    """
+    lengths = np.empty(len(is_first), np.int64)
+    lengths[is_first], lengths[~is_first] = first[1], second[1]
+    from_first = np.repeat(is_first, lengths)
+    ids = np.empty(len(from_first), np.uint32)
+    ids[from_first], ids[~from_first] = first[0], second[0]
+    return ids, lengths
