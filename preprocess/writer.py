@@ -6,7 +6,6 @@ a receipt is done, and what has none is made again.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from preprocess.encode import Engine, Ids, Lengths
 from preprocess.plan import Plan, PlannedShard
 from preprocess.sources import read_texts
+from shared.arrays import check_array, npy_header
 from shared.config import structure
 from shared.errors import ConfigError, FormatError, InputError
 from shared.format import (
@@ -24,7 +24,6 @@ from shared.format import (
     Shard,
     documents_path,
     num_chunks,
-    open_array,
     receipt_path,
     stored_size,
     token_dtype,
@@ -107,8 +106,8 @@ def complete_shard(directory: Path, plan: Plan, number: int) -> Shard | None:
     if receipt.get("plan") != plan.identity or place != _place(planned):
         return None
     dtype = TOKEN_DTYPES[token_dtype(plan.tokenizer.vocab_size)]
-    open_array(tokens_path(directory, number), dtype, stored_size(shard.num_tokens, plan.build.chunk_length))
-    open_array(documents_path(directory, number), OFFSET_DTYPE, shard.num_rows + 1)
+    check_array(tokens_path(directory, number), dtype, stored_size(shard.num_tokens, plan.build.chunk_length))
+    check_array(documents_path(directory, number), OFFSET_DTYPE, shard.num_rows + 1)
     return shard
 
 
@@ -128,12 +127,7 @@ def pack(ids: Ids, lengths: Lengths, end_of_document_id: int, dtype: np.dtype) -
 
 def npy(pieces: Sequence[npt.NDArray], dtype: np.dtype) -> Iterator[bytes | memoryview]:
     """The contents of a .npy file that holds `pieces` end to end."""
-    header = BytesIO()
-    shape = (sum(map(len, pieces)),)
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    )
-    yield header.getvalue()
+    yield npy_header(dtype, sum(map(len, pieces)))
     for piece in pieces:
         if len(piece):
             yield piece.data.cast("B")

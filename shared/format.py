@@ -15,11 +15,11 @@ for any other chunk length: the arithmetic is the same, and it pads in memory.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 import numpy.typing as npt
 
+from shared.arrays import open_array
 from shared.config import structure, unstructure
 from shared.errors import ConfigError, FormatError
 from shared.storage import SEAL, read_sealed, write_sealed
@@ -208,32 +208,3 @@ def open_documents(directory: Path, index: Index, shard: int) -> npt.NDArray[np.
     Raises: FormatError if the file is not exactly what the index says.
     """
     return open_array(documents_path(directory, shard), OFFSET_DTYPE, index.shards[shard].num_rows + 1)
-
-
-def open_array(path: Path, dtype: np.dtype, size: int) -> npt.NDArray:
-    """Read-only map of a 1-D .npy file whose header and length are those wanted.
-
-    The length is checked before mapping: touching a map behind the end of a file kills the process (SIGBUS).
-
-    Raises: FormatError naming the file, what was found and what mends it.
-    """
-    remedy = f"delete {path.name.split('.')[0]}.* there and run `make tokenize` again: only that shard is rebuilt"
-    try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, _, found_dtype = read_header(file)
-            start = file.tell()
-    except FileNotFoundError:
-        raise FormatError(f"{path} is missing: {remedy}") from None
-    except (ValueError, SyntaxError, TokenError) as error:  # numpy parses the header as Python
-        reason = str(error).partition("\n")[0]
-        raise FormatError(f"{path} is not a .npy file ({reason}): {remedy}") from None
-    if (shape, found_dtype) != ((size,), dtype):
-        raise FormatError(f"{path} holds {shape} of {found_dtype}; {(size,)} of {dtype} is wanted: {remedy}")
-    size_bytes, wanted_bytes = path.stat().st_size, start + size * dtype.itemsize
-    if size_bytes != wanted_bytes:
-        raise FormatError(f"{path} is {size_bytes:,} bytes; {wanted_bytes:,} are wanted: {remedy}")
-    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=(size,))
