@@ -43,8 +43,20 @@ class Source:
 
 
 @dataclass(frozen=True)
+class SkippedSource:
+    """An input file that could not be read and was left out whole, by choice, and why."""
+
+    path: str
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Shard:
-    """What one shard holds. `source` counts into the index's sources; rows count within that source."""
+    """What one shard holds. `source` counts into the index's sources; rows count within that source.
+
+    A row is a document, null, empty, or skipped with its whole source: num_rows is the sum of these four.
+    """
 
     source: int
     first_row_group: int
@@ -60,6 +72,7 @@ class Shard:
     num_padding: int
     tokens_sha256: str
     documents_sha256: str
+    num_skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,10 @@ class TokenizerIdentity:
 
 @dataclass(frozen=True)
 class Index:
-    """The whole of a dataset but its arrays. `fingerprint` is the hash over all the rest: the dataset's name."""
+    """The whole of a dataset but its arrays. `fingerprint` is the hash over all the rest: the dataset's name.
+
+    `skipped` are input files that could not be read. One whose footer could is in `sources` too, its shards empty.
+    """
 
     format: str
     version: int
@@ -94,6 +110,7 @@ class Index:
     tokenizer: TokenizerIdentity
     sources: list[Source]
     shards: list[Shard]
+    skipped: list[SkippedSource] = field(default_factory=list)
     fingerprint: str = field(default="", compare=False)
 
     @property
