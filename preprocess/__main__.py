@@ -57,7 +57,7 @@ class TokenizeOptions(FinishOptions):
     """Turn parquet text into a token dataset; running it again continues it."""
 
     workers: int | None = None
-    """Processes that write shards (None: one for each core)."""
+    """Processes that write shards, of one thread each (None: one for each core)."""
     part: str | None = None
     """i/n: write only every n-th shard, as task i of a job array in one shared directory; the last writes the index."""
 

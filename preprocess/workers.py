@@ -17,7 +17,6 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from preprocess.config import num_cores
 from preprocess.job import Job
 from preprocess.progress import Progress
 from shared.errors import UserError
@@ -29,11 +28,11 @@ GRACE_S = 2.0  # between a worker's last word and its end
 
 
 def write_on_workers(job: Job, numbers: Sequence[int], num_workers: int, progress: Progress) -> dict[int, Shard]:
-    """Write the shards on up to `num_workers` processes that share the cores.
+    """Write the shards on up to `num_workers` processes of one thread each; fewer shards get the threads instead.
 
     Raises: UserError as soon as a worker tells one, or at the end if a shard killed its worker `TRIES` times.
     """
-    pool = _Pool(job, numbers, max(min(num_workers, len(numbers)), 1), progress)
+    pool = _Pool(job, numbers, num_workers, progress)
     try:
         return pool.run()
     finally:
@@ -76,8 +75,9 @@ class _Worker:
 
 class _Pool:
     def __init__(self, job: Job, numbers: Sequence[int], num_workers: int, progress: Progress) -> None:
-        self._job, self._num_workers, self._progress = job, num_workers, progress
-        self._num_threads = max(num_cores() // num_workers, 1)
+        self._job, self._progress = job, progress
+        self._num_workers = max(min(num_workers, len(numbers)), 1)
+        self._num_threads = num_workers // self._num_workers
         self._waiting = deque(numbers)
         self._deaths: Counter[int] = Counter()
         self._failed_starts = 0
