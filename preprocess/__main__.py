@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from preprocess.config import MIB, BuildSettings, EngineSettings, TokenizerSettings
+from preprocess.config import MIB, BuildSettings, EngineSettings, Execution, TokenizerSettings, num_cores, parse_part
 from shared.command import run_command
 from shared.errors import ConfigError
 from shared.storage import write_file
@@ -17,8 +17,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class TokenizeOptions:
-    """Turn parquet text into a token dataset; running it again continues it."""
+class FinishOptions:
+    """Write the index of a token dataset whose parts are all written, or say what is missing."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A directory of parquet files, a glob pattern or one file."""
@@ -38,6 +38,28 @@ class TokenizeOptions:
     """The parquet column that holds the text."""
     shard_megabytes: float = 256
     """Text in a shard, in MiB: a shard is closed when it has that much."""
+    on_bad_file: Literal["stop", "skip"] = "stop"
+    """What to do about an input file that cannot be read: stop, or leave it out whole and say so in the index."""
+
+    def build_settings(self) -> BuildSettings:
+        """What decides the bytes."""
+        shard_bytes = int(self.shard_megabytes * MIB)
+        return BuildSettings(self.chunk_length, self.text_column, shard_bytes, self.on_bad_file)
+
+    def tokenizer_settings(self) -> TokenizerSettings:
+        """Where the tokenizer comes from."""
+        sample_bytes = int(self.sample_megabytes * MIB)
+        return TokenizerSettings(self.tokenizer, self.end_of_document, self.vocab_size, sample_bytes)
+
+
+@dataclass(frozen=True)
+class TokenizeOptions(FinishOptions):
+    """Turn parquet text into a token dataset; running it again continues it."""
+
+    workers: int | None = None
+    """Processes that write shards, of one thread each (None: one for each core)."""
+    part: str | None = None
+    """i/n: write only every n-th shard, as task i of a job array in one shared directory; the last writes the index."""
     engine: Literal["gigatoken", "fastokens", "tokenizers"] | None = None
     """The engine to try first (None: the fastest); the dataset is the same with all of them."""
     verify: Literal["sample", "full"] = "sample"
@@ -93,12 +115,22 @@ class SampleCorpusOptions:
 def tokenize(argv: Sequence[str]) -> None:
     """Text -> token dataset; continues one that was interrupted."""
     options = _parse("tokenize", TokenizeOptions, argv)
-    settings = BuildSettings(options.chunk_length, options.text_column, int(options.shard_megabytes * MIB))
-    sample_bytes = int(options.sample_megabytes * MIB)
-    tokenizer = TokenizerSettings(options.tokenizer, options.end_of_document, options.vocab_size, sample_bytes)
+    settings, tokenizer = options.build_settings(), options.tokenizer_settings()
+    workers = num_cores() if options.workers is None else options.workers
+    part = None if options.part is None else parse_part(options.part)
+    execution = Execution(workers, part, EngineSettings(options.engine, options.verify))
     from preprocess.build import build
 
-    build(options.data, options.tokens, settings, tokenizer, EngineSettings(options.engine, options.verify))
+    build(options.data, options.tokens, settings, tokenizer, execution)
+
+
+def finish(argv: Sequence[str]) -> None:
+    """Write the index when all parts are done."""
+    options = _parse("finish", FinishOptions, argv)
+    settings, tokenizer = options.build_settings(), options.tokenizer_settings()
+    from preprocess.build import finish
+
+    finish(options.data, options.tokens, settings, tokenizer)
 
 
 def tokenizer(argv: Sequence[str]) -> None:
@@ -108,10 +140,11 @@ def tokenizer(argv: Sequence[str]) -> None:
     settings = TokenizerSettings(vocab_size=options.vocab_size, sample_bytes=sample_bytes)
     if options.out.exists():
         raise ConfigError(f"{options.out} exists: name a file that does not")
-    from preprocess.build import discover, train
+    from preprocess.build import discover
+    from preprocess.provide import train
 
-    root, footers = discover(options.data, options.text_column)
-    raw = train(root, footers, options.text_column, settings)
+    root, footers, _ = discover(options.data, BuildSettings(text_column=options.text_column))
+    raw = train(root, footers, BuildSettings(text_column=options.text_column), settings)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_file(options.out, [raw])
 
@@ -149,6 +182,7 @@ def _parse(command: str, options: type[T], argv: Sequence[str]) -> T:
 
 COMMANDS = {
     "tokenize": tokenize,
+    "finish": finish,
     "tokenizer": tokenizer,
     "inspect": inspect,
     "verify": verify,

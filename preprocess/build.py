@@ -4,35 +4,39 @@ Killing a build at any moment costs the shard it was on. Running it again contin
 nothing; and a directory that was made otherwise is refused before anything in it is touched.
 """
 
-import re
-import time
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from preprocess.choose import Engines
-from preprocess.config import DEFAULT_VOCAB_SIZE, BuildSettings, EngineSettings, TokenizerSettings
-from preprocess.plan import Plan, Settings, differences, index_settings, make_plan
+from preprocess.commit import commit
+from preprocess.config import BuildSettings, EngineSettings, Execution, TokenizerSettings
+from preprocess.job import Job, write_here
+from preprocess.parts import describe_missing, hold, is_ours
+from preprocess.plan import Plan, Settings, differences, index_settings, make_plan, needed_bytes
 from preprocess.progress import Progress
-from preprocess.sources import Footer, find_sources, read_footer
-from preprocess.tokenizer import LoadedTokenizer, load_tokenizer, make_tokenizer, train_tokenizer
-from preprocess.writer import complete_shard, receipt_settings, write_shard
-from shared.errors import ConfigError, FormatError, InputError
+from preprocess.provide import given_tokenizer, keep_tokenizer, own_tokenizer
+from preprocess.skip import read_footers
+from preprocess.sources import Footer, find_sources
+from preprocess.tokenizer import LoadedTokenizer
+from preprocess.workers import write_on_workers
+from preprocess.writer import complete_shard, receipt_settings
+from shared.errors import ConfigError, FormatError, InputError, UserError
 from shared.format import (
-    FORMAT,
     INDEX_NAME,
     TOKENIZER_NAME,
-    VERSION,
     Index,
     Shard,
+    SkippedSource,
     read_index,
-    token_dtype,
-    write_index,
+    receipt_path,
 )
-from shared.storage import TEMPORARY_SUFFIX, exclusive, sha256_file, write_file
+from shared.storage import sha256_file
 from shared.terminal import safe_text
 
-OUR_NAMES = re.compile(r"(\d{5,}(\.documents)?\.(npy|json)|index\.json|tokenizer\.json)(\.tmp)?|\.lock")
+Inputs = tuple[Path, list[Footer], list[SkippedSource]]
+HERE = Execution()
+MAX_SHOWN = 10
 
 
 def build(
@@ -40,42 +44,71 @@ def build(
     directory: Path,
     settings: BuildSettings,
     tokenizer_settings: TokenizerSettings,
-    engine_settings: EngineSettings | None = None,
-) -> Index:
+    execution: Execution = HERE,
+) -> Index | None:
     """The finished dataset of the text in `data`, in `directory`: made, continued, or recognised as done.
+
+    None if only a part was asked for and others are still to come.
 
     Raises: InputError if text or tokenizer cannot be read; ConfigError if `directory` is something else.
     """
-    root, footers = discover(data, settings.text_column)
-    given = None
-    if tokenizer_settings.path is not None:
-        given = load_tokenizer(Path(tokenizer_settings.path), tokenizer_settings.end_of_document)
+    inputs = discover(data, settings)
+    given = given_tokenizer(tokenizer_settings)
     _make_directory(directory)
-    with exclusive(directory, "build"):
-        _remove_leftovers(directory)
-        tokenizer = given or _own_tokenizer(directory, root, footers, settings.text_column, tokenizer_settings)
-        plan = make_plan(footers, settings, tokenizer.identity)
-        _refuse_differences(directory, plan)
-        _keep_tokenizer(directory, tokenizer)
-        return _finish(directory, root, plan, Engines(tokenizer, engine_settings))
+    with hold(directory, execution.part):
+        tokenizer = given or own_tokenizer(
+            directory, *inputs[:2], settings, tokenizer_settings, may_train=execution.part is None
+        )
+        return _carry_out(_open_job(directory, inputs, settings, tokenizer, execution.engines), execution)
 
 
-def discover(data: str, column: str) -> tuple[Path, list[Footer]]:
-    """The directory that holds the inputs and their footers in order; prints what was found.
+def finish(data: str, directory: Path, settings: BuildSettings, tokenizer_settings: TokenizerSettings) -> Index:
+    """The finished dataset whose parts are all written, in `directory`: only the index is made.
 
-    Raises: InputError if there is no text, or a file that cannot be read.
+    Raises: UserError if a shard is missing; ConfigError if `directory` is something else.
+    """
+    inputs = discover(data, settings)
+    given = given_tokenizer(tokenizer_settings)
+    name = safe_text(str(directory))
+    if not directory.is_dir():
+        raise ConfigError(f"{name} not found: name the directory that the parts were written to")
+    with hold(directory, None):
+        tokenizer = given or own_tokenizer(directory, *inputs[:2], settings, tokenizer_settings, may_train=False)
+        job = _open_job(directory, inputs, settings, tokenizer, HERE.engines)
+        shards, missing = _there(job, range(len(job.plan.shards)), "shard {} is missing")
+        _refuse_others(job, missing)
+        if missing:
+            there = f"{len(shards):,} of {len(job.plan.shards):,} shards are there"
+            raise UserError(
+                f"{name} is not complete: {there}, missing {describe_missing(directory, missing)}: "
+                "run `python -m preprocess tokenize` for these, then finish again"
+            )
+        with Progress(len(shards), 0, len(shards), 0) as progress:
+            return commit(job, shards, progress, num_new=0)
+
+
+def discover(data: str, settings: BuildSettings) -> Inputs:
+    """The directory that holds the inputs, their footers in order, and what was left out; prints what was found.
+
+    Raises: InputError if there is no text, or a file that cannot be read and may not be left out.
     """
     root, files = find_sources(data)
-    footers = [read_footer(file, root, column) for file in files]
+    footers, skipped = read_footers(files, root, settings.text_column, skip_bad=settings.on_bad_file == "skip")
+    for source in skipped[:MAX_SHOWN]:
+        print(safe_text(f"leaving out {source.path}: {source.reason}"), flush=True)
+    if not footers:
+        reason = safe_text(f"{skipped[0].path}: {skipped[0].reason}")
+        raise InputError(f"{safe_text(data)} has no file that can be read, the first is {reason}: name other input")
     num_rows = sum(footer.num_rows for footer in footers)
     size_mb = sum(footer.text_bytes for footer in footers) / 1e6
     ends = footers[0].path if len(footers) == 1 else f"{footers[0].path} ... {footers[-1].path}"
-    files_found = "1 file" if len(files) == 1 else f"{len(files):,} files"
-    found = f"found {files_found}, {num_rows:,} rows, {size_mb:,.1f} MB of text in {data}"
+    files_found = "1 file" if len(footers) == 1 else f"{len(footers):,} files"
+    left_out = f" ({len(skipped):,} left out)" if skipped else ""
+    found = f"found {files_found}{left_out}, {num_rows:,} rows, {size_mb:,.1f} MB of text in {data}"
     print(safe_text(f"{found}, in natural order: {ends}"), flush=True)
     if not num_rows:
         raise InputError(f"{safe_text(data)} has no rows: name an input that holds text")
-    return root, footers
+    return root, footers, skipped
 
 
 def _make_directory(directory: Path) -> None:
@@ -83,57 +116,51 @@ def _make_directory(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{name} is a file: name a directory for the token dataset")
     directory.mkdir(parents=True, exist_ok=True)
-    foreign = sorted(path.name for path in directory.iterdir() if not OUR_NAMES.fullmatch(path.name))
+    foreign = sorted(path.name for path in directory.iterdir() if not is_ours(path.name))
     if foreign and not (directory / TOKENIZER_NAME).exists():
         raise ConfigError(
             f"{name} is not empty and is no token dataset (it holds {safe_text(foreign[0])}): name another directory"
         )
 
 
-def _remove_leftovers(directory: Path) -> None:
-    """Delete what a killed build was writing."""
-    for path in directory.glob(f"*{TEMPORARY_SUFFIX}"):
-        if OUR_NAMES.fullmatch(path.name):
-            path.unlink()
+def _open_job(
+    directory: Path, inputs: Inputs, settings: BuildSettings, tokenizer: LoadedTokenizer, engines: EngineSettings
+) -> Job:
+    """What is to be done in `directory`, which now has its tokenizer.
+
+    Raises: ConfigError if the directory was begun with other settings.
+    """
+    root, footers, skipped = inputs
+    plan = make_plan(footers, settings, tokenizer.identity, skipped)
+    _refuse_differences(directory, plan, _existing_settings(directory, plan))
+    if settings.on_bad_file == "stop" and (directory / INDEX_NAME).exists():
+        _refuse_skipped(directory)
+    keep_tokenizer(directory, tokenizer)
+    return Job(directory, root, plan, tokenizer.raw, engines)
 
 
-def _own_tokenizer(
-    directory: Path, root: Path, footers: Sequence[Footer], column: str, settings: TokenizerSettings
-) -> LoadedTokenizer:
-    """The tokenizer that an earlier run left in `directory`, else one trained now."""
-    path = directory / TOKENIZER_NAME
-    if not path.exists():
-        raw = train(root, footers, column, settings)
-        return make_tokenizer(raw, TOKENIZER_NAME, settings.end_of_document)
-    found, wanted = load_tokenizer(path, settings.end_of_document), settings.vocab_size
-    size = found.identity.vocab_size
-    print(f"using the tokenizer that is already there: {safe_text(str(path))} (vocabulary {size:,})", flush=True)
-    if wanted is not None and size > wanted:
-        raise ConfigError(
-            f"{safe_text(str(directory))} was built otherwise: vocabulary: found {size:,}, wanted {wanted:,}: "
-            "leave --vocab-size out, or name another directory"
-        )
-    return found
-
-
-def train(root: Path, footers: Sequence[Footer], column: str, settings: TokenizerSettings) -> bytes:
-    """The contents of a tokenizer.json trained on the input; prints what it does."""
-    wanted = settings.vocab_size or DEFAULT_VOCAB_SIZE
-    size_mb = min(settings.sample_bytes, sum(footer.text_bytes for footer in footers)) / 1e6
-    print(f"no tokenizer given: training one with {wanted:,} entries on {size_mb:,.1f} MB of the text", flush=True)
-    started_s = time.monotonic()
-    raw, size = train_tokenizer(root, footers, column, wanted, settings.sample_bytes)
-    print(f"trained a tokenizer with {size:,} entries in {time.monotonic() - started_s:,.1f} s", flush=True)
-    if size < wanted:
-        print(f"the text is too little for {wanted:,} entries: {size:,} is all that repeats in it", flush=True)
-    return raw
-
-
-def _refuse_differences(directory: Path, plan: Plan) -> None:
-    if different := differences(_existing_settings(directory, plan), plan.settings):
+def _refuse_differences(directory: Path, plan: Plan, found: Settings) -> None:
+    if different := differences(found, plan.settings):
         raise ConfigError(
             f"{safe_text(str(directory))} was built otherwise: {safe_text('; '.join(different))}: "
             "give it the same input and options, or name another directory"
+        )
+
+
+def _refuse_others(job: Job, missing: Iterable[int]) -> None:
+    """Raises: ConfigError if a missing shard is there, but of a build with other settings."""
+    for number in missing:
+        with suppress(FormatError, FileNotFoundError):  # that was told, or is no difference
+            settings = receipt_settings(receipt_path(job.directory, number))
+            _refuse_differences(job.directory, job.plan, settings)
+
+
+def _refuse_skipped(directory: Path) -> None:
+    if skipped := read_index(directory).skipped:
+        left_out = safe_text(f"{len(skipped):,} input files, the first {skipped[0].path}")
+        raise ConfigError(
+            f"{safe_text(str(directory))} was built without {left_out}: give --on-bad-file skip again, or delete its "
+            f"{INDEX_NAME} to have them tried again"
         )
 
 
@@ -149,71 +176,54 @@ def _existing_settings(directory: Path, plan: Plan) -> Settings:
     return plan.settings
 
 
-def _keep_tokenizer(directory: Path, tokenizer: LoadedTokenizer) -> None:
-    path = directory / TOKENIZER_NAME
-    if not path.exists() or sha256_file(path) != tokenizer.identity.sha256:
-        write_file(path, [tokenizer.raw])
-
-
-def _finish(directory: Path, root: Path, plan: Plan, engines: Engines) -> Index:
-    """Write the shards that are missing, then the index unless it is there already."""
-    compared = engines.settings.verifies_all
-    shards = {number: _kept(directory, plan, number, compared) for number in range(len(plan.shards))}
-    missing = [number for number, shard in shards.items() if shard is None]
-    done = [shard for shard in shards.values() if shard is not None]
-    if done and missing:
-        print(f"{len(done)} of {len(plan.shards)} shards are already there: writing the others", flush=True)
-    if missing:
-        engines.announce()
-    text_bytes = sum(shard.text_bytes for shard in plan.shards)
-    with Progress(len(plan.shards), text_bytes, len(done), sum(shard.text_bytes for shard in done)) as progress:
-        for number in missing:
-            shards[number] = write_shard(directory, root, plan, number, engines=engines, report=progress.add)
-            progress.finish_shard()
-    index = _index(plan, [shard for shard in shards.values() if shard is not None])
-    if not sum(shard.num_documents for shard in index.shards):
-        raise InputError("no documents: every text in the input is null or empty; name an input that holds text")
-    name = safe_text(str(directory))
-    if (directory / INDEX_NAME).exists() and read_index(directory) == index:
-        print(f"{name} is complete: nothing to do" if not missing else f"{name} is complete again")
-    else:
-        write_index(directory, index)
-    print(summary(read_index(directory), progress))
-    return read_index(directory)
-
-
-def _kept(directory: Path, plan: Plan, number: int, compared: bool) -> Shard | None:
-    """Shard `number` if an earlier run finished it; says why if what it left cannot be used."""
-    try:
-        return complete_shard(directory, plan, number, compared=compared)
-    except FormatError as error:
-        print(f"writing shard {number} again: {error}", flush=True)
+def _carry_out(job: Job, execution: Execution) -> Index | None:
+    """Write the shards that are missing, then the index unless it is there already or not yet time for it."""
+    plan, part = job.plan, execution.part
+    numbers = [number for number in range(len(plan.shards)) if part is None or part.owns(number)]
+    shards, missing = _there(job, numbers, "writing shard {} again")
+    if shards and missing:
+        print(f"{len(shards)} of {len(numbers)} shards are already there: writing the others", flush=True)
+    needed = needed_bytes([plan.shards[i] for i in missing], plan.build.chunk_length, plan.tokenizer.vocab_size)
+    check_space(job.directory, shutil.disk_usage(job.directory).free, needed)
+    sizes = {number: plan.shards[number].text_bytes for number in numbers}
+    with Progress(len(numbers), sum(sizes.values()), len(shards), sum(sizes[i] for i in shards)) as progress:
+        if execution.workers is None:
+            shards |= write_here(job, missing, progress)
+        elif missing:
+            job.open(say=print)  # once for all workers, which find its results in the cache
+            shards |= write_on_workers(job, missing, execution.workers, progress)
+    others, not_yet = _there(job, [i for i in range(len(plan.shards)) if i not in shards], "shard {} is missing")
+    _refuse_others(job, not_yet)
+    if not_yet:
+        there = f"{len(plan.shards) - len(not_yet):,} of {len(plan.shards):,} shards are there"
+        print(f"part {part} is written; {there}; the part that ends last writes the index, else `finish` does")
         return None
+    return commit(job, shards | others, progress, num_new=len(missing))
 
 
-def _index(plan: Plan, shards: list[Shard]) -> Index:
-    assert sum(shard.num_rows for shard in shards) == sum(source.num_rows for source in plan.sources)
-    return Index(
-        format=FORMAT,
-        version=VERSION,
-        chunk_length=plan.build.chunk_length,
-        dtype=token_dtype(plan.tokenizer.vocab_size),
-        text_column=plan.build.text_column,
-        shard_bytes=plan.build.shard_bytes,
-        tokenizer=plan.tokenizer,
-        sources=list(plan.sources),
-        shards=shards,
-    )
+def _there(job: Job, numbers: Iterable[int], told: str) -> tuple[dict[int, Shard], list[int]]:
+    """Which of the shards an earlier run finished, and which not; says why if what it left cannot be used."""
+    shards, missing = {}, []
+    for number in numbers:
+        shard = None
+        try:
+            shard = complete_shard(job.directory, job.plan, number, compared=job.engines.verifies_all)
+        except FormatError as error:
+            print(f"{told.format(number)}: {error}", flush=True)
+        if shard is None or (shard.num_skipped and job.plan.build.on_bad_file == "stop"):
+            missing.append(number)
+        else:
+            shards[number] = shard
+    return shards, missing
 
 
-def summary(index: Index, progress: Progress) -> str:
-    """What the dataset holds and how fast this run was, in one line."""
-    documents, chunks, text_bytes = (
-        sum(getattr(shard, name) for shard in index.shards) for name in ("num_documents", "num_chunks", "text_bytes")
-    )
-    speed = progress.new_bytes / 1e6 / max(progress.elapsed_s, 1e-9)
-    ran = f"{speed:.2f} MB/s over {progress.elapsed_s:,.1f} s" if progress.new_bytes else "nothing was encoded"
-    return (
-        f"{documents:,} documents, {index.num_tokens:,} tokens, {chunks:,} chunks of {index.chunk_length:,}, "
-        f"{text_bytes / index.num_tokens:.2f} bytes per token; {ran}; fingerprint {index.fingerprint[:12]}"
-    )
+def check_space(directory: Path, free_bytes: int, wanted_bytes: int) -> None:
+    """Nothing, if a disk with `free_bytes` holds what is to be written (`plan.needed_bytes`).
+
+    Raises: UserError if it does not.
+    """
+    if wanted_bytes > free_bytes:
+        raise UserError(
+            f"{safe_text(str(directory))} has {free_bytes / 1e9:,.2f} GB free, about {wanted_bytes / 1e9:,.2f} GB are "
+            "wanted for the shards to write: make room or name another directory"
+        )

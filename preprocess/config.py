@@ -1,6 +1,9 @@
 """What a build is asked to do, as plain values that are checked once, here."""
 
+import os
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 from shared.errors import ConfigError
 
@@ -20,6 +23,7 @@ class BuildSettings:
     chunk_length: int = 2048
     text_column: str = "text"
     shard_bytes: int = 256 * MIB
+    on_bad_file: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         if self.chunk_length < 1:
@@ -78,3 +82,64 @@ class EngineSettings:
     def verifies_all(self) -> bool:
         """Whether every text is encoded by two engines."""
         return self.verify == "full"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `number` of `count` of a build: the shards that one of several machines writes.
+
+    Raises: ConfigError if there is no such part.
+
+    >>> [number for number in range(7) if Part(2, 3).owns(number)]
+    [1, 4]
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise ConfigError(f"--part is {self}: i/n with i from 1 to n is wanted, for example 2/8")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def owns(self, shard: int) -> bool:
+        """Whether shard number `shard` is this part's: a pure function, so that parts need not talk."""
+        return shard % self.count == self.number - 1
+
+
+def parse_part(text: str) -> Part:
+    """The part that `text`, as in 2/8, names.
+
+    Raises: ConfigError if it names none.
+    """
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if not found:
+        raise ConfigError(f"--part is {text!r}: i/n with i from 1 to n is wanted, for example 2/8")
+    return Part(int(found[1]), int(found[2]))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Who carries out a build; nothing here changes a byte of it.
+
+    `workers` processes, or this one if None. Only the shards of `part`, or all if None. `engines` is how they encode.
+
+    Raises: ConfigError for a value that cannot work.
+    """
+
+    workers: int | None = None
+    part: Part | None = None
+    engines: EngineSettings = EngineSettings()
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers is {self.workers}: at least 1 process is wanted")
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not everywhere; knows of `taskset` and of batch systems that pin
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from datetime import timedelta
 from types import TracebackType
 
@@ -9,11 +10,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+SPEED_WINDOW_S = 60.0
+
 
 class Progress:
     """Counts shards, text and tokens and shows them, on stderr, while it is entered.
 
-    `num_done` and `bytes_done` are what an earlier run has left: they count as done but not into the speed.
+    `num_done` and `bytes_done` are what an earlier run has left: they count as done but not into the speed. Speed and
+    time left are those of the last minute.
     """
 
     def __init__(self, num_shards: int, text_bytes: int, num_done: int, bytes_done: int, interval_s: float = 10.0):
@@ -22,6 +26,7 @@ class Progress:
         self.new_bytes = self.new_tokens = 0
         self._interval_s = interval_s
         self._started_s = self._printed_s = time.monotonic()
+        self._samples = deque([(self._started_s, 0)])  # when, and how many new bytes there were
         self._live = Live(get_renderable=self._text, console=Console(stderr=True)) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "Progress":
@@ -40,10 +45,19 @@ class Progress:
         """Seconds since this run began."""
         return time.monotonic() - self._started_s
 
+    @property
+    def speed(self) -> float:
+        """Bytes of text per second over the last minute, or over as much of it as this run has had."""
+        since_s, before = self._samples[0]
+        return (self.new_bytes - before) / max(time.monotonic() - since_s, 1e-9)
+
     def add(self, text_bytes: int, num_tokens: int) -> None:
-        """Count a batch; print a line if one is due."""
+        """Count a batch, or with negative numbers take one back; print a line if one is due."""
         self.new_bytes += text_bytes
         self.new_tokens += num_tokens
+        self._samples.append((time.monotonic(), self.new_bytes))
+        while self._samples[-1][0] - self._samples[0][0] > SPEED_WINDOW_S:
+            self._samples.popleft()
         if self._live is None and time.monotonic() - self._printed_s >= self._interval_s:
             self._printed_s = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
@@ -54,9 +68,9 @@ class Progress:
 
     def line(self) -> str:
         """Where the build is, in one line."""
-        done, speed = self.bytes_done + self.new_bytes, self.new_bytes / max(self.elapsed_s, 1e-9)
+        done, speed = self.bytes_done + self.new_bytes, self.speed
         left = "time left unknown"
-        if speed:
+        if speed > 0:
             left = f"{timedelta(seconds=round(max(self.text_bytes - done, 0) / speed))} left"
         return (
             f"shards {self.num_done}/{self.num_shards}, text {done / 1e6:,.1f}/{self.text_bytes / 1e6:,.1f} MB, "

@@ -19,7 +19,8 @@ from shared.errors import ConfigError
 from shared.format import TOKENIZER_NAME, Index, num_chunks, open_documents, open_tokens, read_index
 from shared.terminal import safe_text
 
-COUNTS = ("num_rows", "num_documents", "num_null", "num_empty", "text_bytes", "num_tokens", "num_chunks", "num_padding")
+ROWS = ("num_rows", "num_documents", "num_null", "num_empty", "num_skipped")
+COUNTS = (*ROWS, "text_bytes", "num_tokens", "num_chunks", "num_padding")
 MAX_LINES = 40
 
 
@@ -62,6 +63,8 @@ def inspect(directory: Path, *, as_json: bool) -> None:
     console = Console(width=None if Console().is_terminal else 160, highlight=False)
     console.print(_facts(directory, index))
     console.print(_source_table(index, sources))
+    if index.skipped:
+        console.print(_skipped_table(index))
 
 
 def inspect_chunk(directory: Path, number: int, *, as_json: bool) -> None:
@@ -154,6 +157,8 @@ def _facts(directory: Path, index: Index) -> Table:
         "dtype": index.dtype,
         "tokenizer": f"{tokenizer.vocab_size:,} ids, end of document {end}, sha256 {tokenizer.sha256[:12]}",
     }
+    if index.skipped:
+        rows["left out"] = f"{len(index.skipped):,} input files, with {sums['num_skipped']:,} rows that were counted"
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         table.add_row(Text(name), Text(safe_text(str(value))))
@@ -172,4 +177,13 @@ def _source_table(index: Index, sources: pl.DataFrame) -> Table:
             table.add_row(Text(safe_text(path)), *(f"{count:,}" for count in counts))
         elif number == MAX_LINES // 2:
             table.add_row(Text(f"... {hidden:,} more (all of them with --json)"))
+    return table
+
+
+def _skipped_table(index: Index) -> Table:
+    table = Table("left out", "bytes", "reason", title_justify="left")
+    for source in index.skipped[:MAX_LINES]:
+        table.add_row(Text(safe_text(source.path)), f"{source.size_bytes:,}", Text(safe_text(source.reason)))
+    if len(index.skipped) > MAX_LINES:
+        table.add_row(Text(f"... {len(index.skipped) - MAX_LINES:,} more (all of them with --json)"))
     return table

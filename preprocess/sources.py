@@ -24,6 +24,14 @@ MIN_SIZE_BYTES = 12  # magic, length of the footer, magic
 BATCH_BYTES = 8 << 20
 
 
+class BadFileError(InputError):
+    """An input file that cannot be read; `reason` says why without naming the directory it was found in."""
+
+    def __init__(self, path: Path, reason: str, remedy: str, link: str = " ") -> None:
+        super().__init__(f"{safe_text(str(path))}{link}{reason}: {remedy}")
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class RowGroup:
     """A part of a parquet file that can be read alone; `text_bytes` is its text column's size before compression."""
@@ -122,10 +130,8 @@ def _group_texts(path: Path, file: Any, group: int, column: str, batch_rows: int
             yield batch.column(0).cast(pa.large_string())
     except (pa.ArrowException, OSError) as error:
         reason = safe_text(str(error).splitlines()[0])
-        raise InputError(
-            f"{safe_text(str(path))}: row group {group} cannot be read ({reason}): "
-            "the file is damaged; download it again or move it away"
-        ) from None
+        remedy = "the file is damaged; download it again or move it away"
+        raise BadFileError(path, f"row group {group} cannot be read ({reason})", remedy, ": ") from None
 
 
 def _check_utf8(path: Path, group: int, first_row: int, texts: Any) -> None:
@@ -133,10 +139,8 @@ def _check_utf8(path: Path, group: int, first_row: int, texts: Any) -> None:
         texts.validate(full=True)
     except pa.ArrowInvalid:
         row = first_row + next(i for i, text in enumerate(texts.view(pa.large_binary())) if not _is_utf8(text.as_py()))
-        raise InputError(
-            f"{safe_text(str(path))}: row {row} (row group {group}) is not valid UTF-8: "
-            "write the file again with its text decoded, or move it away"
-        ) from None
+        remedy = "write the file again with its text decoded, or move it away"
+        raise BadFileError(path, f"row {row} (row group {group}) is not valid UTF-8", remedy, ": ") from None
 
 
 def _is_utf8(text: bytes | None) -> bool:
@@ -161,26 +165,24 @@ def _split(texts: Any, max_bytes: int) -> Iterator[Any]:
 
 def _footer_identity(path: Path) -> str:
     """Hex sha256 of the serialized footer, which holds the offset, size and statistics of every part of the file."""
-    name, remedy = safe_text(str(path)), "download it again or move it away"
+    remedy = "download it again or move it away"
     try:
         size_bytes = path.stat().st_size
         with open(path, "rb") as file:
             head = file.read(len(MAGIC))
             if not size_bytes:
-                raise InputError(f"{name} is empty (0 bytes): a parquet file is wanted; {remedy}")
+                raise BadFileError(path, "is empty (0 bytes)", f"a parquet file is wanted; {remedy}")
             if head != MAGIC:
-                raise InputError(f"{name} is not a parquet file (begins with {head!r}, not {MAGIC!r}): {remedy}")
+                raise BadFileError(path, f"is not a parquet file (begins with {head!r}, not {MAGIC!r})", remedy)
             file.seek(max(0, size_bytes - 8))
             tail = file.read()
             length = int.from_bytes(tail[:4], "little")
             if tail[4:] != MAGIC or not 0 < length <= size_bytes - MIN_SIZE_BYTES:
-                raise InputError(
-                    f"{name} is cut short (no parquet footer at the end of {size_bytes:,} bytes): {remedy}"
-                )
+                raise BadFileError(path, f"is cut short (no parquet footer at the end of {size_bytes:,} bytes)", remedy)
             file.seek(size_bytes - 8 - length)
             return hashlib.sha256(file.read(length)).hexdigest()
     except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}): check the path and its permissions") from None
+        raise BadFileError(path, f"cannot be read ({error.strerror})", "check the path and its permissions") from None
 
 
 def _open(path: Path) -> Any:
@@ -188,20 +190,18 @@ def _open(path: Path) -> Any:
         return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         reason = safe_text(str(error).splitlines()[0])
-        raise InputError(
-            f"{safe_text(str(path))} has a damaged footer ({reason}): download it again or move it away"
-        ) from None
+        raise BadFileError(path, f"has a damaged footer ({reason})", "download it again or move it away") from None
 
 
 def _check_column(path: Path, schema: Any, column: str) -> None:
-    name, wanted = safe_text(str(path)), safe_text(repr(column))
+    remedy, wanted = "name the text with --text-column", safe_text(repr(column))
     found = [field.type for field in schema if field.name == column]
     if len(found) != 1:
         columns = safe_text(", ".join(schema.names))
         count = f"{len(found)} columns" if found else "no column"
-        raise InputError(f"{name} has {count} {wanted} (it has {columns}): name the text with --text-column")
+        raise BadFileError(path, f"has {count} {wanted} (it has {columns})", remedy)
     if not _is_text(found[0]):
-        raise InputError(f"{name}: column {wanted} is {found[0]}, not a string: name the text with --text-column")
+        raise BadFileError(path, f"column {wanted} is {found[0]}, not a string", remedy, ": ")
 
 
 def _is_text(kind: Any) -> bool:

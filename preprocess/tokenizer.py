@@ -8,12 +8,14 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
-from preprocess.sources import Footer, read_texts
+from preprocess.sources import BadFileError, Footer, read_texts
 from preprocess.trainer import train
 from shared.errors import InputError
 from shared.format import GoldenVector, TokenizerIdentity
@@ -93,17 +95,23 @@ def golden_vectors(tokenizer: Tokenizer) -> list[GoldenVector]:
 
 
 def train_tokenizer(
-    root: Path, footers: Sequence[Footer], column: str, vocab_size: int, sample_bytes: int
+    root: Path, footers: Sequence[Footer], column: str, vocab_size: int, sample_bytes: int, *, skip_bad: bool = False
 ) -> tuple[bytes, int]:
     """The contents of a tokenizer.json trained on the input (byte-level BPE), and its number of entries.
 
     The same input gives the same bytes. Too little text gives fewer entries than `vocab_size`.
     """
-    raw = train(lambda: sample_texts(root, footers, column, sample_bytes), vocab_size, END_OF_DOCUMENT)
+
+    def sample() -> Iterator[list[str]]:
+        return sample_texts(root, footers, column, sample_bytes, skip_bad=skip_bad)
+
+    raw = train(sample, vocab_size, END_OF_DOCUMENT)
     return raw, Tokenizer.from_str(raw.decode()).get_vocab_size()
 
 
-def sample_texts(root: Path, footers: Sequence[Footer], column: str, sample_bytes: int) -> Iterator[list[str]]:
+def sample_texts(
+    root: Path, footers: Sequence[Footer], column: str, sample_bytes: int, *, skip_bad: bool = False
+) -> Iterator[list[str]]:
     """About `sample_bytes` of text in batches, spread evenly over all row groups; all of it if there is no more.
 
     Every row group earns its share; one that brings the balance to a worthwhile piece is read from its first row until
@@ -117,12 +125,19 @@ def sample_texts(root: Path, footers: Sequence[Footer], column: str, sample_byte
             balance += fraction * group.text_bytes if group.text_bytes else 0.0
             if balance < piece_bytes:
                 continue
-            for texts in read_texts(root / footer.path, range(number, number + 1), column, piece_bytes):
+            texts_read = read_texts(root / footer.path, range(number, number + 1), column, piece_bytes)
+            for texts in _readable(texts_read) if skip_bad else texts_read:
                 batch = texts.drop_null().to_pylist()
                 balance -= sum(len(text.encode()) for text in batch)
                 yield batch
                 if balance <= 0:
                     break
+
+
+def _readable(batches: Iterator[Any]) -> Iterator[Any]:
+    """What can be read of a file that will be left out, if it is damaged, when its shards are written."""
+    with suppress(BadFileError):
+        yield from batches
 
 
 def _end_of_document(name: str, vocabulary: dict[str, int], wanted: str | None) -> str:

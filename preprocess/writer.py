@@ -6,7 +6,6 @@ a receipt is done, and what has none is made again.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from preprocess.choose import Engines
 from preprocess.encode import EngineError, Ids, Lengths, ReferenceEngine
 from preprocess.plan import Plan, PlannedShard
 from preprocess.sources import read_texts
+from shared.arrays import check_array, npy_header
 from shared.config import structure
 from shared.errors import ConfigError, FormatError, InputError
 from shared.format import (
@@ -26,7 +26,6 @@ from shared.format import (
     Shard,
     documents_path,
     num_chunks,
-    open_array,
     receipt_path,
     stored_size,
     token_dtype,
@@ -110,11 +109,11 @@ def complete_shard(directory: Path, plan: Plan, number: int, *, compared: bool =
     place = (shard.source, shard.first_row_group, shard.num_row_groups, shard.first_row, shard.num_rows)
     if receipt.get("plan") != plan.identity or place != _place(planned):
         return None
-    if compared and receipt.get("compared_with") is None and receipt.get("engine") != ReferenceEngine.name:
+    if compared and receipt.get("compared_with") is None and receipt.get("engine") not in (None, ReferenceEngine.name):
         return None
     dtype = TOKEN_DTYPES[token_dtype(plan.tokenizer.vocab_size)]
-    open_array(tokens_path(directory, number), dtype, stored_size(shard.num_tokens, plan.build.chunk_length))
-    open_array(documents_path(directory, number), OFFSET_DTYPE, shard.num_rows + 1)
+    check_array(tokens_path(directory, number), dtype, stored_size(shard.num_tokens, plan.build.chunk_length))
+    check_array(documents_path(directory, number), OFFSET_DTYPE, shard.num_rows + 1)
     return shard
 
 
@@ -134,12 +133,7 @@ def pack(ids: Ids, lengths: Lengths, end_of_document_id: int, dtype: np.dtype) -
 
 def npy(pieces: Sequence[npt.NDArray], dtype: np.dtype) -> Iterator[bytes | memoryview]:
     """The contents of a .npy file that holds `pieces` end to end."""
-    header = BytesIO()
-    shape = (sum(map(len, pieces)),)
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    )
-    yield header.getvalue()
+    yield npy_header(dtype, sum(map(len, pieces)))
     for piece in pieces:
         if len(piece):
             yield piece.data.cast("B")

@@ -15,11 +15,11 @@ for any other chunk length: the arithmetic is the same, and it pads in memory.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 import numpy.typing as npt
 
+from shared.arrays import open_array
 from shared.config import structure, unstructure
 from shared.errors import ConfigError, FormatError
 from shared.storage import SEAL, read_sealed, write_sealed
@@ -43,8 +43,20 @@ class Source:
 
 
 @dataclass(frozen=True)
+class SkippedSource:
+    """An input file that could not be read and was left out whole, by choice, and why."""
+
+    path: str
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Shard:
-    """What one shard holds. `source` counts into the index's sources; rows count within that source."""
+    """What one shard holds. `source` counts into the index's sources; rows count within that source.
+
+    A row is a document, null, empty, or skipped with its whole source: num_rows is the sum of these four.
+    """
 
     source: int
     first_row_group: int
@@ -60,6 +72,7 @@ class Shard:
     num_padding: int
     tokens_sha256: str
     documents_sha256: str
+    num_skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,10 @@ class TokenizerIdentity:
 
 @dataclass(frozen=True)
 class Index:
-    """The whole of a dataset but its arrays. `fingerprint` is the hash over all the rest: the dataset's name."""
+    """The whole of a dataset but its arrays. `fingerprint` is the hash over all the rest: the dataset's name.
+
+    `skipped` are input files that could not be read. One whose footer could is in `sources` too, its shards empty.
+    """
 
     format: str
     version: int
@@ -94,6 +110,7 @@ class Index:
     tokenizer: TokenizerIdentity
     sources: list[Source]
     shards: list[Shard]
+    skipped: list[SkippedSource] = field(default_factory=list)
     fingerprint: str = field(default="", compare=False)
 
     @property
@@ -208,32 +225,3 @@ def open_documents(directory: Path, index: Index, shard: int) -> npt.NDArray[np.
     Raises: FormatError if the file is not exactly what the index says.
     """
     return open_array(documents_path(directory, shard), OFFSET_DTYPE, index.shards[shard].num_rows + 1)
-
-
-def open_array(path: Path, dtype: np.dtype, size: int) -> npt.NDArray:
-    """Read-only map of a 1-D .npy file whose header and length are those wanted.
-
-    The length is checked before mapping: touching a map behind the end of a file kills the process (SIGBUS).
-
-    Raises: FormatError naming the file, what was found and what mends it.
-    """
-    remedy = f"delete {path.name.split('.')[0]}.* there and run `make tokenize` again: only that shard is rebuilt"
-    try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, _, found_dtype = read_header(file)
-            start = file.tell()
-    except FileNotFoundError:
-        raise FormatError(f"{path} is missing: {remedy}") from None
-    except (ValueError, SyntaxError, TokenError) as error:  # numpy parses the header as Python
-        reason = str(error).partition("\n")[0]
-        raise FormatError(f"{path} is not a .npy file ({reason}): {remedy}") from None
-    if (shape, found_dtype) != ((size,), dtype):
-        raise FormatError(f"{path} holds {shape} of {found_dtype}; {(size,)} of {dtype} is wanted: {remedy}")
-    size_bytes, wanted_bytes = path.stat().st_size, start + size * dtype.itemsize
-    if size_bytes != wanted_bytes:
-        raise FormatError(f"{path} is {size_bytes:,} bytes; {wanted_bytes:,} are wanted: {remedy}")
-    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=(size,))

@@ -7,6 +7,8 @@ directory entry is flushed too. A *sealed* JSON document carries the hash of its
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,18 +25,35 @@ LOCK_NAME = ".lock"
 
 
 def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
-    """Write `pieces` end to end to `path`, durable and whole or absent; return the sha256 of the contents."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    """Write `pieces` end to end to `path`, durable and whole or absent; return the sha256 of the contents.
+
+    The temporary name is of this write alone: two processes that write the same file at once both write a whole one.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     digest = hashlib.sha256()
-    with open(temporary, "wb") as file:
-        for piece in pieces:
-            digest.update(piece)
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "wb") as file:
+            for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk gets its room back
+        raise
     sync_directory(path.parent)
     return digest.hexdigest()
+
+
+def written_name(name: str) -> str | None:
+    """The file that a killed write was about to make, if `name` is what it left; None for any other name.
+
+    >>> written_name("00007.npy.0a1b2c3d.tmp"), written_name("00007.npy")
+    ('00007.npy', None)
+    """
+    found = re.fullmatch(rf"(.+?)(\.[0-9a-f]{{8}})?{re.escape(TEMPORARY_SUFFIX)}", name)
+    return found[1] if found else None
 
 
 def sync_directory(directory: Path) -> None:
@@ -87,12 +106,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def exclusive(directory: Path, what: str) -> Iterator[None]:
-    """Hold `directory` for this process alone; the lock ends with the process, however it ends.
+def exclusive(directory: Path, what: str, name: str = LOCK_NAME) -> Iterator[None]:
+    """Hold `directory`, or the part of it that `name` stands for, alone; the lock ends with the process, however.
 
     Raises: UserError at once if another process holds it.
     """
-    lock = FileLock(directory / LOCK_NAME, timeout=0)
+    lock = FileLock(directory / name, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -103,6 +122,24 @@ def exclusive(directory: Path, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def together(directory: Path, what: str) -> Iterator[None]:
+    """Hold `directory` beside others that hold it so: nobody can hold it alone meanwhile.
+
+    Raises: UserError at once if another process holds it alone.
+    """
+    import fcntl  # POSIX only, as are the file systems that several machines share
+
+    with open(directory / LOCK_NAME, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory} is in use by another {what}: wait for it to end or name another directory"
+            ) from None
+        yield
 
 
 def remove_tree(directory: Path) -> None:

@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,12 @@ def read_column(path: Path, column: str = "text") -> list[str | None]:
 
 
 def start_cli(module: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """A real process that runs `python -m module arguments`."""
+    """A real process, the leader of its own group, that runs `python -m module arguments`."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=REPOSITORY,
         env={**os.environ, **environment},
+        start_new_session=True,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -70,4 +72,39 @@ def plain_tokenizer(directory: Path):
 
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file of a dataset by name."""
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.name != ".lock"}
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if not path.name.startswith(".lock")}
+
+
+def workers_of(pid: int) -> list[int]:
+    """The worker processes of a build, as the system knows them."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in _about(int(child), "cmdline")]
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or dead and only not yet asked for its exit code."""
+    return _about(pid, "stat").rpartition(b")")[2].split()[:1] in ([], [b"Z"], [b"X"])
+
+
+def has_open(pid: int, name: str) -> bool:
+    """Whether a process has a file of this name open."""
+    try:
+        return any(link.readlink().name == name for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # the process or its file is gone meanwhile
+        return False
+
+
+def _about(pid: int, what: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{what}").read_bytes()
+    except OSError:
+        return b""
+
+
+def await_that(condition: Callable[[], object], process: subprocess.Popen[str], timeout_s: float = 60) -> None:
+    """Wait until `condition` holds while `process` runs."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end_s, "not in time"
+        time.sleep(0.002)

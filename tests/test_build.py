@@ -444,6 +444,14 @@ def test_progress_is_one_plain_line_per_interval_without_a_terminal(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_what_a_lost_worker_had_counted_is_taken_back():
+    progress = Progress(1, 100, 0, 0)
+    progress.add(60, 7)
+    progress.add(-60, -7)
+    assert (progress.new_bytes, progress.new_tokens, progress.speed) == (0, 0, 0)
+    assert progress.line().endswith("time left unknown")
+
+
 def test_ids_of_an_empty_batch_are_accepted(tokenizer_path):
     ids, lengths = ReferenceEngine(load_tokenizer(tokenizer_path, None).tokenizer).encode(
         pa.array([], pa.large_string())

@@ -10,7 +10,7 @@ from preprocess.build import build
 from preprocess.check import MAX_SAMPLED_BYTES, Candidate, ShardCheck
 from preprocess.choose import Engines
 from preprocess.codepoints import CodePoints
-from preprocess.config import BuildSettings, EngineSettings, TokenizerSettings
+from preprocess.config import BuildSettings, EngineSettings, Execution, TokenizerSettings
 from preprocess.encode import EngineError, ReferenceEngine
 from preprocess.plan import make_plan
 from preprocess.sources import read_footer
@@ -184,18 +184,18 @@ def test_a_shard_that_was_only_sampled_is_made_again_for_full_verification(small
         TokenizerSettings(vocab_size=2048),
     )
     build(*arguments)
-    build(*arguments[:3], TokenizerSettings(), EngineSettings(verify="full"))
+    build(*arguments[:3], TokenizerSettings(), Execution(engines=EngineSettings(verify="full")))
     assert "is complete again" in capsys.readouterr().out
     assert json.loads((tmp_path / "out/00000.json").read_bytes())["compared_with"].startswith("fastokens ")
-    build(*arguments[:3], TokenizerSettings(), EngineSettings(verify="full"))
+    build(*arguments[:3], TokenizerSettings(), Execution(engines=EngineSettings(verify="full")))
     assert "nothing to do" in capsys.readouterr().out
     assert (tmp_path / "out/index.json").read_bytes() == (small_tokens / "index.json").read_bytes()
 
 
 @pytest.mark.parametrize("engine", ["gigatoken", "fastokens", "tokenizers"])
 def test_the_dataset_does_not_depend_on_the_engine(small_input, small_tokens, tokenizer_path, tmp_path, engine):
-    settings = (BuildSettings(64, "text", 100_000), TokenizerSettings(str(tokenizer_path)), EngineSettings(engine))
-    build(str(small_input), tmp_path / "out", *settings)
+    settings = (BuildSettings(64, "text", 100_000), TokenizerSettings(str(tokenizer_path)))
+    build(str(small_input), tmp_path / "out", *settings, Execution(engines=EngineSettings(engine)))
     found, known = contents(tmp_path / "out"), contents(small_tokens)
     kept = [name for name in known if name.endswith("npy") or name in ("index.json", "tokenizer.json")]
     assert {name: found[name] for name in kept} == {name: known[name] for name in kept}

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.arrays import open_array
 from shared.errors import FormatError
 from shared.format import (
     FORMAT,
@@ -20,7 +21,6 @@ from shared.format import (
     documents_path,
     num_chunks,
     num_targets,
-    open_array,
     open_documents,
     open_tokens,
     read_index,

@@ -190,7 +190,10 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(tokens, run):
     assert (run / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("names", [[], [LOCK_NAME], [LOCK_NAME, RUN_NAME + ".tmp"]], ids=str)
+KILLED_EARLY = [[], [LOCK_NAME], [LOCK_NAME, RUN_NAME + ".tmp"], [RUN_NAME + ".0a1b2c3d.tmp"]]
+
+
+@pytest.mark.parametrize("names", KILLED_EARLY, ids=str)
 def test_a_directory_of_a_run_killed_in_its_first_moment_may_be_used(tokens, run, names):
     run.mkdir()
     for name in names:

@@ -12,7 +12,7 @@ from shared.config import unstructure
 from shared.cursor import ReadingOrder
 from shared.errors import ConfigError, FormatError
 from shared.format import TOKENIZER_NAME, Index, open_tokens, read_index
-from shared.storage import LOCK_NAME, TEMPORARY_SUFFIX, read_sealed
+from shared.storage import LOCK_NAME, read_sealed, written_name
 from train.architecture import at_least
 from train.config import RunConfig
 from train.data import reading_order
@@ -125,8 +125,9 @@ def _check_run(prepared: Prepared) -> None:
     directory = prepared.request.run
     path = directory / RUN_NAME
     if not path.exists():
-        start = {LOCK_NAME, RUN_NAME + TEMPORARY_SUFFIX}  # all that a run killed in its first moment leaves
-        if directory.is_dir() and any(path.name not in start for path in directory.iterdir()):
+        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+        # A run killed in its first moment leaves its lock and what it was writing.
+        if any(name != LOCK_NAME and written_name(name) != RUN_NAME for name in names):
             raise ConfigError(f"{directory} is not empty and not a run (no {RUN_NAME}): name another directory")
         return
     before, now = _flatten(read_sealed(path)["identity"]), _flatten(json.loads(json.dumps(prepared.identity)))

@@ -1,0 +1,96 @@
+"""All that a process needs to write any shard of a build: plain data that crosses to a worker, opened once there."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preprocess.config import EngineSettings
+from preprocess.plan import Plan
+from preprocess.sources import BadFileError
+from shared.errors import UserError
+from shared.format import TOKENIZER_NAME, Shard
+from shared.terminal import safe_text
+
+if TYPE_CHECKING:
+    from preprocess.progress import Progress
+
+Report = Callable[[int, int], None]  # bytes of text and tokens since the last call
+Write = Callable[[int, Report], Shard]
+Say = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """Say nothing: a worker's parent has said it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Writes shards of `plan` from the inputs under `root` to `directory` with the tokenizer.json `tokenizer`.
+
+    `engines` says how; the bytes are the same in any case.
+    """
+
+    directory: Path
+    root: Path
+    plan: Plan
+    tokenizer: bytes
+    engines: EngineSettings
+
+    def open(self, num_threads: int | None = None, say: Say = silent) -> Write:
+        """A function that writes one shard by its number; `say` is told which engine encodes and which are not used.
+
+        It raises: UserError for whatever the user can mend.
+        """
+        from preprocess.choose import Engines  # here, so that a worker sets its number of threads before
+        from preprocess.skip import write_skipped
+        from preprocess.tokenizer import make_tokenizer
+        from preprocess.writer import write_shard
+
+        end = self.plan.tokenizer.end_of_document
+        settings = replace(self.engines, num_threads=num_threads)
+        engines = Engines(make_tokenizer(self.tokenizer, TOKENIZER_NAME, end), settings, say=say)
+        engines.announce()
+
+        def write(number: int, report: Report) -> Shard:
+            try:
+                return write_shard(self.directory, self.root, self.plan, number, engines=engines, report=report)
+            except BadFileError:
+                reason = self._reason_to_skip(number)
+                if reason is None:
+                    raise
+            return write_skipped(self.directory, self.plan, number, reason)
+
+        return self._told(write)
+
+    def _reason_to_skip(self, number: int) -> str | None:
+        """Why the source of shard `number` is to be left out: its first damage, if such files may be left out."""
+        if self.plan.build.on_bad_file == "stop":
+            return None
+        from preprocess.skip import first_problem
+
+        path = self.root / self.plan.sources[self.plan.shards[number].source].path
+        return first_problem(path, self.plan.build.text_column)
+
+    def _told(self, write: Write) -> Write:
+        """`write` with the failures of a disk told in one line."""
+
+        def told(number: int, report: Report) -> Shard:
+            try:
+                return write(number, report)
+            except OSError as error:
+                raise UserError(
+                    f"shard {number} cannot be written to {safe_text(str(self.directory))} ({error.strerror}): "
+                    "make room or mend the disk, then run again: it continues with this shard"
+                ) from None
+
+        return told
+
+
+def write_here(job: Job, numbers: Iterable[int], progress: "Progress") -> dict[int, Shard]:
+    """Write the shards in this process, one after the other, with all threads that the engine takes."""
+    write, shards = job.open(say=print), {}
+    for number in numbers:
+        shards[number] = write(number, progress.add)
+        progress.finish_shard()
+    return shards

@@ -1,0 +1,76 @@
+"""Parts of a build on several machines that share a directory: who holds what, what is left over, what is missing."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from preprocess.config import Part
+from shared.format import INDEX_NAME, TOKENIZER_NAME
+from shared.storage import LOCK_NAME, exclusive, together, written_name
+
+SHARD_NAME = re.compile(r"(\d{5,})(\.documents)?\.(npy|json)")
+PART_LOCK = re.compile(rf"{re.escape(LOCK_NAME)}-(\d+)-of-(\d+)")
+MAX_SHOWN = 20
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name may be a dataset's, finished or not."""
+    name = written_name(name) or name
+    return bool(
+        SHARD_NAME.fullmatch(name) or PART_LOCK.fullmatch(name) or name in (INDEX_NAME, TOKENIZER_NAME, LOCK_NAME)
+    )
+
+
+@contextmanager
+def hold(directory: Path, part: Part | None) -> Iterator[None]:
+    """Hold `directory` for a whole build, or for one part beside the others; nothing half-written stays behind.
+
+    Raises: UserError at once if it is in use by another build, or this part by another.
+    """
+    if part is None:
+        with exclusive(directory, "build"), _tidied(directory, part):
+            yield
+    else:
+        lock_name = f"{LOCK_NAME}-{part.number}-of-{part.count}"
+        alone = exclusive(directory, f"build of part {part}", lock_name)
+        with together(directory, "build"), alone, _tidied(directory, part):
+            yield
+
+
+@contextmanager
+def _tidied(directory: Path, part: Part | None) -> Iterator[None]:
+    _remove_leftovers(directory, part)
+    try:
+        yield
+    finally:
+        _remove_leftovers(directory, part)
+
+
+def _remove_leftovers(directory: Path, part: Part | None) -> None:
+    """Delete what killed processes were writing; of a part, only its own shards: the others may be alive."""
+    for path in directory.iterdir():
+        name = written_name(path.name)
+        if name is None or not is_ours(name):
+            continue
+        shard = SHARD_NAME.fullmatch(name)
+        if part is None or (shard and part.owns(int(shard[1]))):
+            path.unlink(missing_ok=True)
+
+
+def describe_missing(directory: Path, missing: Sequence[int]) -> str:
+    """The numbers of the missing shards, and the parts that write them if the parts of `directory` are known.
+
+    >>> describe_missing(Path("/nowhere"), [3, 7])
+    'shards 3, 7'
+    """
+    more = f" and {len(missing) - MAX_SHOWN:,} more" if len(missing) > MAX_SHOWN else ""
+    shards = f"shard{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:MAX_SHOWN]))}{more}"
+    counts = {int(found[2]) for path in directory.glob("*") if (found := PART_LOCK.fullmatch(path.name))}
+    if len(counts) != 1:
+        return shards
+    (count,) = counts
+    numbers = sorted({shard % count + 1 for shard in missing})
+    parts = ", ".join(str(Part(number, count)) for number in numbers[:MAX_SHOWN])
+    more = f" and {len(numbers) - MAX_SHOWN:,} more" if len(numbers) > MAX_SHOWN else ""
+    return f"{shards} (part{'s' * (len(numbers) > 1)} {parts}{more})"

@@ -1,0 +1,222 @@
+"""The shards of a build on several processes, of which any may die at any moment.
+
+Each worker writes one shard at a time and sends back only its description, progress and, if it cannot go on, a line.
+The parent waits for their pipes and their deaths together, so that no death goes unnoticed: the shard is tried again in
+a new worker, and after the third death set aside, so that the others are written before the build fails. Workers end
+with their parent, however it ends.
+"""
+
+import os
+import signal
+import threading
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+from preprocess.job import Job
+from preprocess.progress import Progress
+from shared.errors import UserError
+from shared.format import Shard
+from shared.terminal import safe_text
+
+TRIES = 3
+GRACE_S = 2.0  # between a worker's last word and its end
+
+
+def write_on_workers(job: Job, numbers: Sequence[int], num_workers: int, progress: Progress) -> dict[int, Shard]:
+    """Write the shards on up to `num_workers` processes of one thread each; fewer shards get the threads instead.
+
+    Raises: UserError as soon as a worker tells one, or at the end if a shard killed its worker `TRIES` times.
+    """
+    pool = _Pool(job, numbers, num_workers, progress)
+    try:
+        return pool.run()
+    finally:
+        pool.end()
+
+
+class _Worker:
+    """The parent's end of one process; `number` is the shard it is on, with what it has told of it."""
+
+    def __init__(self, job: Job, num_threads: int) -> None:
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=_serve, args=(theirs, job, num_threads), daemon=True)
+        with _interrupts_held():  # or Ctrl-C meets the worker before it has learnt to leave that to its parent
+            self.process.start()
+        theirs.close()
+        self.is_ready, self.last_words = False, ""
+        self.number: int | None = None
+        self.text_bytes = self.num_tokens = 0
+
+    def give(self, number: int) -> None:
+        """Set the worker on shard `number`."""
+        self.number, self.text_bytes, self.num_tokens = number, 0, 0
+        with suppress(OSError):  # its death, if that is why, is about to be noticed
+            self.pipe.send(number)
+
+    def reason(self) -> str:
+        """Why the process ended, once it has closed its pipe."""
+        self.process.join(GRACE_S)
+        self.end()
+        code = self.process.exitcode or 0
+        return self.last_words or (signal.Signals(-code).name if code < 0 else f"exit code {code}")
+
+    def end(self) -> None:
+        """Kill the process if it still runs."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+class _Pool:
+    def __init__(self, job: Job, numbers: Sequence[int], num_workers: int, progress: Progress) -> None:
+        self._job, self._progress = job, progress
+        self._num_workers = max(min(num_workers, len(numbers)), 1)
+        self._num_threads = num_workers // self._num_workers
+        self._waiting = deque(numbers)
+        self._deaths: Counter[int] = Counter()
+        self._failed_starts = 0
+        self._set_aside: dict[int, str] = {}
+        self._shards: dict[int, Shard] = {}
+        self._workers: list[_Worker] = []
+
+    def run(self) -> dict[int, Shard]:
+        while self._waiting or self._num_busy():
+            while len(self._workers) < min(self._num_workers, len(self._waiting) + self._num_busy()):
+                self._workers.append(_Worker(self._job, self._num_threads))
+            ready = wait([end for worker in self._workers for end in (worker.pipe, worker.process.sentinel)])
+            for worker in [*self._workers]:
+                if worker.pipe in ready or worker.process.sentinel in ready:
+                    self._attend(worker)
+            for worker in self._workers:
+                if worker.is_ready and worker.number is None and self._waiting:
+                    worker.give(self._waiting.popleft())
+        if self._set_aside:
+            raise UserError(self._told())
+        return self._shards
+
+    def end(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()  # all of them first
+        for worker in self._workers:
+            worker.end()
+
+    def _num_busy(self) -> int:
+        return sum(worker.number is not None for worker in self._workers)
+
+    def _attend(self, worker: _Worker) -> None:
+        """Hear all that `worker` has said; then, if it died, see to its shard."""
+        try:
+            while worker.pipe.poll():
+                self._hear(worker, *worker.pipe.recv())
+        except (EOFError, OSError):
+            self._bury(worker, worker.reason())
+            return
+        if not worker.process.is_alive() and not worker.pipe.poll():
+            self._bury(worker, worker.reason())
+
+    def _hear(self, worker: _Worker, what: str, *details: object) -> None:
+        match what, *details:
+            case "ready", None:
+                worker.is_ready, self._failed_starts = True, 0
+            case "progress", (int(text_bytes), int(num_tokens)):
+                worker.text_bytes += text_bytes
+                worker.num_tokens += num_tokens
+                self._progress.add(text_bytes, num_tokens)
+            case "done", Shard() as shard:
+                assert worker.number is not None
+                self._shards[worker.number] = shard
+                self._progress.finish_shard()
+                worker.number = None
+            case "last words", str(words):
+                worker.last_words = words
+            case "mistake", str(line):
+                raise UserError(line)
+            case "bug", str(trace):
+                raise RuntimeError(f"a worker failed:\n{trace}")
+            case _:
+                raise AssertionError(f"a worker said {what}")
+
+    def _bury(self, worker: _Worker, reason: str) -> None:
+        self._workers.remove(worker)
+        number = worker.number
+        if number is None:
+            self._failed_starts += not worker.is_ready
+            if self._failed_starts == TRIES:
+                raise UserError(
+                    f"{TRIES} workers in a row ended before their first shard ({reason}): free some memory or give "
+                    "fewer --workers, then run again: it continues"
+                )
+            return
+        self._progress.add(-worker.text_bytes, -worker.num_tokens)
+        self._deaths[number] += 1
+        if self._deaths[number] < TRIES:
+            self._waiting.append(number)  # behind the others: fewer are at work then
+            then = f"trying it again ({self._deaths[number] + 1} of {TRIES})"
+        else:
+            self._set_aside[number] = reason
+            then = "setting it aside"
+        print(f"the worker on shard {number} ended ({reason}): {then}", flush=True)
+
+    def _told(self) -> str:
+        plan, phrases = self._job.plan, []
+        for number, reason in sorted(self._set_aside.items()):
+            shard = plan.shards[number]
+            groups = f"row groups {shard.first_row_group} to {shard.first_row_group + shard.num_row_groups - 1}"
+            source = safe_text(plan.sources[shard.source].path)
+            phrases.append(f"shard {number} ({source}, {groups}) ended its worker {TRIES} times ({reason})")
+        return (
+            f"{'; '.join(phrases)}: every other shard is written; free some memory or move the file away, "
+            "then run again: it continues"
+        )
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits meanwhile, here and, as signal masks are inherited, in a process started meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no interrupt comes here
+        return
+    held: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number))  # another thread may catch it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if held:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _serve(pipe: Connection, job: Job, num_threads: int) -> None:
+    """A worker's life: write the shards whose numbers come, say how it goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(BrokenPipeError):  # the parent has gone
+        try:
+            write = job.open(num_threads)
+            pipe.send(("ready", None))
+            while True:
+                number = pipe.recv()
+                pipe.send(("done", write(number, lambda *counts: pipe.send(("progress", counts)))))
+        except EOFError:
+            return
+        except UserError as error:
+            pipe.send(("mistake", str(error)))
+        except MemoryError:
+            pipe.send(("last words", "out of memory"))  # as good as killed: the shard is tried again
+        except Exception:
+            pipe.send(("bug", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,65 @@
+"""One-dimensional .npy files, checked before they are trusted: header, type and length."""
+
+from contextlib import suppress
+from io import SEEK_END, BytesIO
+from pathlib import Path
+from tokenize import TokenError
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import FormatError
+
+
+def open_array(path: Path, dtype: np.dtype, size: int) -> npt.NDArray:
+    """Read-only map of a 1-D .npy file whose header and length are those wanted.
+
+    The length is checked before mapping: touching a map behind the end of a file kills the process (SIGBUS).
+
+    Raises: FormatError naming the file, what was found and what mends it.
+    """
+    return np.memmap(path, dtype=dtype, mode="r", offset=check_array(path, dtype, size), shape=(size,))
+
+
+def check_array(path: Path, dtype: np.dtype, size: int) -> int:
+    """Where the data begin in a 1-D .npy file whose header and length are those wanted.
+
+    Raises: FormatError as `open_array`.
+    """
+    wanted = npy_header(dtype, size)
+    with suppress(FileNotFoundError), open(path, "rb") as file:  # as we write it: no header to parse
+        if file.read(len(wanted)) == wanted and file.seek(0, SEEK_END) == len(wanted) + size * dtype.itemsize:
+            return len(wanted)
+    remedy = f"delete {path.name.split('.')[0]}.* there and run `make tokenize` again: only that shard is rebuilt"
+    shape, found_dtype, start = _read_header(path, remedy)
+    if (shape, found_dtype) != ((size,), dtype):
+        raise FormatError(f"{path} holds {shape} of {found_dtype}; {(size,)} of {dtype} is wanted: {remedy}")
+    size_bytes, wanted_bytes = path.stat().st_size, start + size * dtype.itemsize
+    if size_bytes != wanted_bytes:
+        raise FormatError(f"{path} is {size_bytes:,} bytes; {wanted_bytes:,} are wanted: {remedy}")
+    return start
+
+
+def npy_header(dtype: np.dtype, size: int) -> bytes:
+    """What stands before the data of a 1-D .npy file."""
+    header = BytesIO()
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.getvalue()
+
+
+def _read_header(path: Path, remedy: str) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape and dtype that the header of the .npy file at `path` names, and where its data begin."""
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(file)
+            return shape, dtype, file.tell()
+    except FileNotFoundError:
+        raise FormatError(f"{path} is missing: {remedy}") from None
+    except (ValueError, SyntaxError, TokenError) as error:  # numpy parses the header as Python
+        reason = str(error).partition("\n")[0]
+        raise FormatError(f"{path} is not a .npy file ({reason}): {remedy}") from None
