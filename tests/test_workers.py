@@ -11,7 +11,7 @@ import pytest
 
 from preprocess.__main__ import main
 from preprocess.build import build, check_space
-from preprocess.config import BuildSettings, Execution, TokenizerSettings
+from preprocess.config import BuildSettings, EngineSettings, Execution, TokenizerSettings
 from preprocess.job import Job
 from preprocess.plan import PlannedShard, make_plan, needed_bytes
 from preprocess.progress import Progress
@@ -210,7 +210,7 @@ def test_a_bug_in_a_worker_shows_its_traceback(data, tokenizer_path, tmp_path):
     tokenizer = load_tokenizer(tokenizer_path, None)
     plan = make_plan([read_footer(data / "2.parquet", data, "text")], SETTINGS, tokenizer.identity)
     with pytest.raises(RuntimeError, match=r"a worker failed:\n(.*\n)*IndexError"), Progress(1, 1, 0, 0) as progress:
-        write_on_workers(Job(tmp_path, data, plan, tokenizer.raw), [999], 1, progress)
+        write_on_workers(Job(tmp_path, data, plan, tokenizer.raw, EngineSettings()), [999], 1, progress)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tokenizer_path, tmp_path):
