@@ -48,7 +48,7 @@ class Job:
         from preprocess.writer import write_shard
 
         end = self.plan.tokenizer.end_of_document
-        settings = replace(self.engines, num_threads=num_threads)
+        settings = self.engines if num_threads is None else replace(self.engines, num_threads=num_threads)
         engines = Engines(make_tokenizer(self.tokenizer, TOKENIZER_NAME, end), settings, say=say)
         engines.announce()
 

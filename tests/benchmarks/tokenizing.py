@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from preprocess.build import build
-from preprocess.config import BuildSettings, EngineSettings, TokenizerSettings
+from preprocess.config import BuildSettings, EngineSettings, Execution, TokenizerSettings
 from preprocess.corpus import sample_corpus
 from preprocess.encode import limit_threads
 from preprocess.engines import ordinary
@@ -36,7 +36,11 @@ def measure() -> list[Comparison]:
         directory = Path(name)
         data, tokenizer_path = _input(directory)
         files = sorted(data.glob("*.parquet"))
-        settings = (BuildSettings(), TokenizerSettings(str(tokenizer_path)), EngineSettings(num_threads=1))
+        settings = (
+            BuildSettings(),
+            TokenizerSettings(str(tokenizer_path)),
+            Execution(engines=EngineSettings(num_threads=1)),
+        )
         numbers = itertools.count()
         raw = tokenizer_path.read_bytes()
 
