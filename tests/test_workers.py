@@ -33,7 +33,8 @@ from tests.helpers import (
 )
 
 SETTINGS = BuildSettings(64, "text", 200_000)
-OPTIONS = ("--chunk-length", 64, "--shard-megabytes", 200_000 / (1 << 20))
+# With the slowest engine: what is to be killed in the middle must last until then.
+OPTIONS = ("--chunk-length", 64, "--shard-megabytes", 200_000 / (1 << 20), "--engine", "tokenizers")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,8 @@ def data(real_texts, tmp_path_factory):
 def straight(data, tokenizer_path, tmp_path_factory):
     """The dataset of `data`, built in one process."""
     directory = tmp_path_factory.mktemp("straight") / "tokens"
-    build(str(data), directory, SETTINGS, TokenizerSettings(str(tokenizer_path)))
+    execution = Execution(engines=EngineSettings("tokenizers"))
+    build(str(data), directory, SETTINGS, TokenizerSettings(str(tokenizer_path)), execution)
     return directory
 
 
@@ -87,6 +89,14 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(data, straight, tokeni
         == 0
     )
     assert contents(tmp_path / "out") == contents(straight)
+
+
+def test_workers_with_the_fastest_engine_give_the_same_arrays_and_index(data, straight, tokenizer_path, tmp_path):
+    arguments = ["tokenize", data, tmp_path / "out", "--tokenizer", tokenizer_path, *OPTIONS[:-2], "--workers", 2]
+    assert main([*map(str, arguments)]) == 0
+    found, known = contents(tmp_path / "out"), contents(straight)
+    kept = [name for name in known if name.endswith("npy") or name == "index.json"]
+    assert {name: found[name] for name in kept} == {name: known[name] for name in kept}
 
 
 def test_a_killed_worker_is_noticed_and_its_shard_written_by_another(data, straight, tokenizer_path, tmp_path):
