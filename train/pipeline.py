@@ -108,6 +108,5 @@ def _tied_group(config: RunConfig, mesh: DeviceMesh) -> dist.ProcessGroup | None
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    if parameter.grad is None:
-        raise RuntimeError("a parameter of this stage got no gradient")
+    assert parameter.grad is not None, "every parameter of a stage is used in its forward pass"
     return parameter.grad
