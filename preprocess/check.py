@@ -1,5 +1,6 @@
 """One shard through one engine, distrusted: what is routed around it, and what is compared with the reference engine.
 
+All ids must be of the vocabulary and, where its ids spell texts out, add up to the bytes of the texts.
 The sample of a shard is a function of its rows alone: texts drawn by hash of their row, the longest that is still
 cheap, and those with the least ASCII, which is where engines have been wrong.
 """
@@ -14,8 +15,10 @@ import pyarrow.compute as pc
 
 from preprocess.codepoints import CodePoints
 from preprocess.encode import Engine, EngineError, Ids, Lengths, unequal_texts
+from preprocess.spelling import ByteLengths, spelled_bytes
 
-SAMPLE_BY_HASH, SAMPLE_LONGEST, SAMPLE_LEAST_ASCII = 28, 1, 3
+MIN_BY_HASH, MAX_BY_HASH, ROWS_PER_DRAWN = 4, 28, 1024  # so that small shards do not spend their time on it
+SAMPLE_LONGEST, SAMPLE_LEAST_ASCII = 1, 3
 MAX_SAMPLED_BYTES = 64 << 10
 KEYS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
@@ -47,12 +50,20 @@ class ShardCheck:
     """Encodes the texts of one shard with `candidate` and remembers what is to be compared.
 
     With a `second` engine every text is encoded by both. Nothing is compared when the candidate is the reference.
+    `byte_lengths` are the bytes of text behind each id, if ids spell texts out.
     """
 
     def __init__(
-        self, candidate: Candidate, reference: Engine, second: Candidate | None, first_row: int, num_rows: int
+        self,
+        candidate: Candidate,
+        reference: Engine,
+        second: Candidate | None,
+        byte_lengths: ByteLengths | None,
+        first_row: int,
+        num_rows: int,
     ) -> None:
         self.candidate, self.second = candidate, second
+        self._byte_lengths = byte_lengths
         self.num_routed = self.num_sampled = 0
         self._reference = reference
         self._first_row, self._row = first_row, 0
@@ -82,6 +93,18 @@ class ShardCheck:
         self._remember(texts, *encoded)
         self._row += len(texts)
         return encoded
+
+    def check_ids(self, ids: Ids, vocab_size: int, text_bytes: int) -> None:
+        """Nothing, if `ids`, all that `text_bytes` bytes of text gave, are ids below `vocab_size` that spell them.
+
+        Raises: EngineError if not.
+        """
+        if (highest := int(ids.max(initial=0))) >= vocab_size:
+            raise EngineError(f"id {highest:,} where ids below {vocab_size:,} are wanted")
+        if self._byte_lengths is None:
+            return
+        if (spelled := spelled_bytes(self._byte_lengths, ids)) != text_bytes:
+            raise EngineError(f"ids that spell {spelled:,} bytes for {text_bytes:,} bytes of text")
 
     def finish(self) -> None:
         """Compare the sample with the reference engine.
@@ -142,7 +165,7 @@ class ShardCheck:
 
         for row in self._drawn[(self._drawn >= self._row) & (self._drawn < self._row + len(texts))]:
             if cheap[row - self._row]:
-                keep(self._by_hash, int(row) - self._row, 0.0, SAMPLE_BY_HASH)
+                keep(self._by_hash, int(row) - self._row, 0.0, len(self._drawn))
         size_scores = np.where(cheap, sizes, 0)
         keep(self._longest, int(size_scores.argmax()), float(size_scores.max()), SAMPLE_LONGEST)
         foreign = np.where(cheap, (sizes - chars) / np.maximum(sizes, 1), 0.0)
@@ -154,13 +177,14 @@ class ShardCheck:
 def drawn_rows(first_row: int, num_rows: int) -> npt.NDArray[np.int64]:
     """The rows of a shard, counted from its first, with the lowest hashes of their number in the source.
 
-    >>> len(drawn_rows(0, 1000)), drawn_rows(5, 3).tolist()
-    (28, [0, 1, 2])
+    >>> [len(drawn_rows(0, num_rows)) for num_rows in (3, 1000, 10_000, 100_000)]
+    [3, 4, 9, 28]
     """
+    num_drawn = min(max(num_rows // ROWS_PER_DRAWN, MIN_BY_HASH), MAX_BY_HASH)
     numbers = np.arange(first_row, first_row + num_rows, dtype=np.uint64) + np.uint64(1)
     mixed = numbers * KEYS[0]
     mixed = (mixed ^ (mixed >> np.uint64(31))) * KEYS[1]
-    return np.sort(np.argsort(mixed, kind="stable")[:SAMPLE_BY_HASH])
+    return np.sort(np.argsort(mixed, kind="stable")[:num_drawn])
 
 
 def interleave(

@@ -8,7 +8,8 @@ from preprocess.codepoints import CodePoints
 from preprocess.config import EngineSettings
 from preprocess.encode import Engine, EngineError, ReferenceEngine, limit_threads
 from preprocess.engines import Document, FastokensEngine, GigatokenEngine, ordinary
-from preprocess.parity import check_odd_texts, unlike_code_points
+from preprocess.parity import OddTexts, unlike_code_points
+from preprocess.spelling import byte_lengths
 from preprocess.tokenizer import LoadedTokenizer
 
 
@@ -45,9 +46,9 @@ class Engines:
         self.reference: Engine = ReferenceEngine(tokenizer.tokenizer)
         self.settings = settings or EngineSettings()
         self._document = ordinary(tokenizer.raw)
-        self._special_tokens = [
-            token.content for token in tokenizer.tokenizer.get_added_tokens_decoder().values() if token.special
-        ]
+        added = tokenizer.tokenizer.get_added_tokens_decoder().values()
+        self._odd_texts = OddTexts(self.reference, [token.content for token in added if token.special])
+        self._byte_lengths = byte_lengths(tokenizer.raw, self._odd_texts.texts, self._odd_texts.encoded)
         names = [kind.name for kind in kinds]
         first = names.index(self.settings.engine) if self.settings.engine in names else 0
         self._waiting = [] if self.settings.engine == self.reference.name else list(kinds[first:])
@@ -73,7 +74,9 @@ class Engines:
     def checks(self, first_row: int, num_rows: int) -> Iterator[ShardCheck]:
         """For each engine in turn, one shard's way through it; with `verify` full, the next engine encodes it too."""
         for candidate in self.candidates():
-            yield ShardCheck(candidate, self.reference, self._second(candidate), first_row, num_rows)
+            yield ShardCheck(
+                candidate, self.reference, self._second(candidate), self._byte_lengths, first_row, num_rows
+            )
 
     def _second(self, first: Candidate) -> Candidate | None:
         """The engine that encodes everything once more, if one is to."""
@@ -101,5 +104,5 @@ class Engines:
         if reason := kind.refusal(self._document):
             raise EngineError(f"the tokenizer does not fit: {reason}")
         engine = load(self._document)
-        check_odd_texts(engine, self.reference, self._special_tokens)
+        self._odd_texts.check(engine)
         return Candidate(engine, unlike_code_points(load, self._document, self._say))

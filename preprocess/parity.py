@@ -71,14 +71,21 @@ def odd_texts(special_tokens: Sequence[str] = ()) -> list[str]:
     return texts
 
 
-def check_odd_texts(engine: Engine, reference: Engine, special_tokens: Sequence[str]) -> None:
-    """Raise EngineError naming the first odd text on which `engine` is not `reference`."""
-    texts = odd_texts(special_tokens)
-    array = pa.array(texts, pa.large_string())
-    unequal = unequal_texts(engine.encode(array), reference.encode(array))
-    if len(unequal):
-        first = safe_text(repr(texts[unequal[0]][:40]))
-        raise EngineError(f"it gives other ids than {reference.name} for {len(unequal)} odd texts, such as {first}")
+class OddTexts:
+    """The odd texts with the ids that the reference engine gives them."""
+
+    def __init__(self, reference: Engine, special_tokens: Sequence[str]) -> None:
+        self.texts = odd_texts(special_tokens)
+        self._array = pa.array(self.texts, pa.large_string())
+        self._reference = reference
+        self.encoded = reference.encode(self._array)
+
+    def check(self, engine: Engine) -> None:
+        """Raise EngineError naming the first odd text on which `engine` is not the reference."""
+        unequal = unequal_texts(engine.encode(self._array), self.encoded)
+        if len(unequal):
+            first, name = safe_text(repr(self.texts[unequal[0]][:40])), self._reference.name
+            raise EngineError(f"it gives other ids than {name} for {len(unequal)} odd texts, such as {first}")
 
 
 def unlike_code_points(

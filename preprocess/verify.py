@@ -2,10 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from preprocess.encode import ReferenceEngine
+from preprocess.parity import OddTexts
+from preprocess.spelling import ByteLengths, byte_lengths, spelled_bytes
 from preprocess.tokenizer import golden_vectors, load_tokenizer
 from shared.errors import FormatError, InputError
 from shared.format import (
@@ -50,9 +54,10 @@ def verify(directory: Path) -> None:
 
 
 def _problems(directory: Path, index: Index) -> Iterator[str]:
-    yield from _tokenizer_problems(directory, index)
+    yield from (problems := list(_tokenizer_problems(directory, index)))
+    lengths = None if problems else _byte_lengths(directory, index)
     for shard in range(len(index.shards)):
-        for check in (_token_problems, _document_problems, _receipt_problems):
+        for check in (partial(_token_problems, lengths), _document_problems, _receipt_problems):
             try:
                 yield from check(directory, index, shard)
             except FormatError as error:
@@ -82,13 +87,29 @@ def _golden_problems(path: Path, index: Index) -> Iterator[str]:
         yield f"{path} no longer gives the ids it gave: install the release of `tokenizers` that made the dataset"
 
 
-def _token_problems(directory: Path, index: Index, shard: int) -> Iterator[str]:
+def _byte_lengths(directory: Path, index: Index) -> ByteLengths | None:
+    """Bytes of text behind each id, if ids spell texts out."""
+    tokenizer = load_tokenizer(directory / TOKENIZER_NAME, index.tokenizer.end_of_document)
+    odd_texts = OddTexts(ReferenceEngine(tokenizer.tokenizer), [])
+    return byte_lengths(tokenizer.raw, odd_texts.texts, odd_texts.encoded)
+
+
+def _token_problems(lengths: ByteLengths | None, directory: Path, index: Index, shard: int) -> Iterator[str]:
     tokens, path = open_tokens(directory, index, shard), tokens_path(directory, shard)
     if sha256_file(path) != index.shards[shard].tokens_sha256:
         yield f"{path} does not match its checksum: {_remedy(shard)}"
-    highest = max(int(tokens[start : start + BLOCK].max()) for start in range(0, len(tokens), BLOCK))
+    blocks = [tokens[start : start + BLOCK] for start in range(0, len(tokens), BLOCK)]
+    highest = max(int(block.max()) for block in blocks)
     if highest >= index.tokenizer.vocab_size:
         yield f"{path} holds id {highest:,}; ids below {index.tokenizer.vocab_size:,} are wanted: {_remedy(shard)}"
+    elif lengths is not None:
+        place = index.shards[shard]
+        num_ends = place.num_documents + place.num_padding
+        spelled = sum(spelled_bytes(lengths, block) for block in blocks)
+        spelled -= num_ends * int(lengths[index.tokenizer.end_of_document_id])
+        if spelled != place.text_bytes:
+            wanted = f"the index says {place.text_bytes:,}"
+            yield f"{path} spells {spelled:,} bytes of text, {wanted}: {_remedy(shard)}"
 
 
 def _document_problems(directory: Path, index: Index, shard: int) -> Iterator[str]:

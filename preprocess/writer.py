@@ -151,11 +151,13 @@ def _encode_checked(
             check.finish()
         except EngineError as error:
             if check.is_reference:
-                raise InputError(f"{error}: the tokenizer contradicts itself, use another tokenizer.json") from None
+                raise InputError(
+                    f"shard {planned.number} gave {error}: the tokenizer contradicts itself, use another tokenizer.json"
+                ) from None
             report(-packed.text_bytes, -sum(map(len, packed.pieces)))
             label = check.candidate.label
             failovers.append({"engine": label, "reason": str(error)})
-            print(f"shard {planned.number} is encoded again with the next engine: {label} gave {error}", flush=True)
+            print(f"shard {planned.number} is encoded again with the next engine: {label}: {error}", flush=True)
         else:
             return packed, {**check.receipt(), "failovers": failovers}
     raise AssertionError("the last engine is the reference, which has no other to differ from")
@@ -168,21 +170,15 @@ def _encode(path: Path, planned: PlannedShard, plan: Plan, check: ShardCheck, pa
     row_groups = range(planned.first_row_group, planned.first_row_group + planned.num_row_groups)
     for texts in read_texts(path, row_groups, plan.build.text_column):
         ids, lengths = check.encode(texts.fill_null("") if texts.null_count else texts)
-        _check_ids(ids, tokenizer.vocab_size, check)
+        text_bytes = _text_bytes(texts)
+        check.check_ids(ids, tokenizer.vocab_size, text_bytes)
         tokens, sizes = pack(ids, lengths, tokenizer.end_of_document_id, dtype)
         packed.pieces.append(tokens)
         packed.sizes.append(sizes)
         packed.num_null += texts.null_count
         packed.num_empty += int((lengths == 0).sum()) - texts.null_count
-        text_bytes = _text_bytes(texts)
         packed.text_bytes += text_bytes
         report(text_bytes, len(tokens))
-
-
-def _check_ids(ids: Ids, vocab_size: int, check: ShardCheck) -> None:
-    highest = int(ids.max(initial=0))
-    if highest >= vocab_size:
-        raise EngineError(f"{check.candidate.label} gave id {highest:,}; ids below {vocab_size:,} are wanted")
 
 
 def _text_bytes(texts: Any) -> int:

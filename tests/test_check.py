@@ -1,10 +1,12 @@
 """An engine that is wrong is found out, at load or in a shard, and the dataset is right all the same."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer, pre_tokenizers
 
 from preprocess.build import build
 from preprocess.check import MAX_SAMPLED_BYTES, Candidate, ShardCheck
@@ -16,7 +18,7 @@ from preprocess.plan import make_plan
 from preprocess.sources import read_footer
 from preprocess.tokenizer import load_tokenizer
 from preprocess.writer import write_shard
-from shared.errors import ConfigError
+from shared.errors import ConfigError, InputError
 from tests.helpers import contents, write_parquet
 
 TRAP = "kumquat"  # no odd text has it
@@ -117,7 +119,7 @@ def same_but_for_receipts(directory, expected):
     ("change", "reason"),
     [
         (wrong_on_the_trap, "other ids than tokenizers for row 298"),
-        (out_of_the_vocabulary, "gigatoken 0.0-test gave id 7"),
+        (out_of_the_vocabulary, "id 7"),
         (failing, "gigatoken failed (PanicException: overflow)"),
     ],
 )
@@ -127,7 +129,7 @@ def test_a_shard_goes_to_the_next_engine_when_the_first_is_wrong(
     kinds = [from_reference(change), from_reference(right, named="fastokens")]
     receipt, directory = written(tmp_path, tokenizer, long_input, kinds)
     assert same_but_for_receipts(directory, expected)
-    assert (receipt["engine"], receipt["num_sampled"], receipt["compared_with"]) == ("fastokens", 32, None)
+    assert (receipt["engine"], receipt["num_sampled"], receipt["compared_with"]) == ("fastokens", 8, None)
     (failover,) = receipt["failovers"]
     assert failover["engine"] == "gigatoken 0.0-test"
     assert failover["reason"].startswith(reason)
@@ -151,6 +153,40 @@ def hidden_trap(real_texts):
     row = next(row for row in range(300) if row not in drawn_rows(0, 300) and texts[row].isascii())
     texts[row] = TRAP
     return texts, row
+
+
+def one_longer_on_the_trap(texts, ids, lengths):
+    """Another id than the right one where the trap is, one that spells another number of bytes."""
+    starts = np.cumsum([0, *lengths])
+    for number, text in enumerate(texts):
+        if TRAP in text:
+            ids[starts[number]] = 300
+    return ids, lengths
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_bytes_that_do_not_add_up_are_caught_where_no_sample_is(tmp_path, tokenizer, real_texts):
+    texts, _ = hidden_trap(real_texts)
+    receipt, directory = written(tmp_path, tokenizer, texts, [from_reference(one_longer_on_the_trap)])
+    assert receipt["engine"] == "tokenizers"
+    reason = receipt["failovers"][0]["reason"]
+    assert re.fullmatch(r"ids that spell [0-9,]+ bytes for [0-9,]+ bytes of text", reason)
+    _, expected = written(tmp_path, tokenizer, texts, ())
+    assert same_but_for_receipts(directory, contents(expected))
+
+
+def test_a_tokenizer_that_drops_some_text_is_refused_where_it_does(tmp_path, tokenizer_path):
+    lossy = Tokenizer.from_file(str(tokenizer_path))
+    lossy.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(TRAP, "removed"), lossy.pre_tokenizer])
+    lossy.save(str(tmp_path / "lossy.json"))
+    path = write_parquet(tmp_path / "in/a.parquet", ["an apple", f"a {TRAP} too"])
+    with pytest.raises(InputError) as caught:
+        build(str(path), tmp_path / "out", BuildSettings(64), TokenizerSettings(str(tmp_path / "lossy.json")))
+    assert str(caught.value) == (
+        "shard 0 gave ids that spell 14 bytes for 21 bytes of text: the tokenizer contradicts itself, "
+        "use another tokenizer.json"
+    )
+    assert not (tmp_path / "out/index.json").exists()
 
 
 @pytest.mark.usefixtures("no_probe")
@@ -219,13 +255,13 @@ def test_texts_with_code_points_seen_otherwise_go_to_the_reference_and_are_count
     texts = [f"{TRAP}\u088f", "", *real_texts[:20], f"\U000323b0{TRAP}", "\u088e"]
     array = pa.array(texts, pa.large_string())
     check = ShardCheck(
-        Candidate(engine, CodePoints([(0x88F, 0x88F), (0x323B0, 0x33479)])), reference, None, 0, len(texts)
+        Candidate(engine, CodePoints([(0x88F, 0x88F), (0x323B0, 0x33479)])), reference, None, None, 0, len(texts)
     )
     ids, lengths = check.encode(array)
     check.finish()
     wanted_ids, wanted_lengths = reference.encode(array)
     assert (ids.tolist(), lengths.tolist()) == (wanted_ids.tolist(), wanted_lengths.tolist())
-    assert (check.num_routed, check.num_sampled) == (2, 23)
+    assert (check.num_routed, check.num_sampled) == (2, 6)
 
 
 def sample_of(texts, batch):
@@ -243,7 +279,7 @@ def sample_of(texts, batch):
         def encode(self, array):
             return np.zeros(0, np.uint32), np.zeros(len(array), np.int64)
 
-    check = ShardCheck(Candidate(Nothing(), CodePoints([])), Recorder(), None, 0, len(texts))
+    check = ShardCheck(Candidate(Nothing(), CodePoints([])), Recorder(), None, None, 0, len(texts))
     for start in range(0, len(texts), batch):
         check.encode(pa.array(texts[start : start + batch], pa.large_string()))
     check.finish()
@@ -256,7 +292,7 @@ def test_the_sample_has_the_longest_and_the_least_ascii_and_does_not_depend_on_b
     texts[77] = "c" * (MAX_SAMPLED_BYTES + 1)
     texts[900:902] = ["\u6d77\u306f", "\u6d77a"]
     sample = sample_of(texts, 2000)
-    assert len(sample) == 31  # 28 by hash, the longest, two that are not ASCII
+    assert len(sample) == 7  # 4 by hash, the longest, two that are not ASCII
     assert {texts[1500], texts[900], texts[901]} <= set(sample)
     assert texts[77] not in sample
     assert sample_of(texts, 333) == sample

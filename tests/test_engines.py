@@ -39,7 +39,7 @@ def strings(texts):
 
 def disagreements(engines, candidate, texts):
     """Numbers of the texts that the reference encodes otherwise than `candidate` with its routing."""
-    check = ShardCheck(candidate, engines.reference, None, 0, len(texts))
+    check = ShardCheck(candidate, engines.reference, None, None, 0, len(texts))
     return unequal_texts(check.encode(texts), engines.reference.encode(texts)).tolist()
 
 

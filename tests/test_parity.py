@@ -8,7 +8,7 @@ import pytest
 from preprocess import parity
 from preprocess.encode import EngineError, ReferenceEngine
 from preprocess.engines import GigatokenEngine, ordinary
-from preprocess.parity import cache_directory, check_odd_texts, odd_texts, probe_document, unlike_code_points
+from preprocess.parity import OddTexts, cache_directory, odd_texts, probe_document, unlike_code_points
 from preprocess.tokenizer import load_tokenizer
 
 NEW = "\u088f\u0c5c\U000323b0"  # letters since Unicode 17
@@ -50,9 +50,9 @@ def test_odd_texts_are_the_same_every_time_and_can_be_encoded():
 
 def test_an_odd_text_with_other_ids_is_named(tokenizer_path, document):
     reference = ReferenceEngine(load_tokenizer(tokenizer_path, None).tokenizer)
-    check_odd_texts(stand_in(document), reference, [])
+    OddTexts(reference, []).check(stand_in(document))
     with pytest.raises(EngineError, match=r"it gives other ids than tokenizers for .* odd texts, such as"):
-        check_odd_texts(stand_in(document, "\u0e33"), reference, [])
+        OddTexts(reference, []).check(stand_in(document, "\u0e33"))
 
 
 def test_every_code_point_is_compared_and_those_of_another_unicode_are_found(document):

@@ -189,6 +189,16 @@ def test_ids_that_a_release_of_tokenizers_no_longer_gives_are_found(damaged, cap
     assert "tokenizer.json no longer gives the ids it gave: install the release" in capsys.readouterr().out
 
 
+def test_ids_that_do_not_spell_the_bytes_of_the_index_are_found(damaged, capsys):
+    document = json.loads((damaged / "index.json").read_bytes())
+    text_bytes = document["shards"][1]["text_bytes"]
+    document["shards"][1]["text_bytes"] += 1
+    write_sealed(damaged / "index.json", document)
+    assert main(["verify", str(damaged)]) == 2
+    told = f"00001.npy spells {text_bytes:,} bytes of text, the index says {text_bytes + 1:,}: delete 00001.*"
+    assert told in capsys.readouterr().out
+
+
 def test_a_damaged_index_is_one_line(damaged, capsys):
     flip(damaged / "index.json", 40)
     assert main(["verify", str(damaged)]) == 2
