@@ -17,9 +17,9 @@ from preprocess.codepoints import CodePoints
 from preprocess.encode import Engine, EngineError, Ids, Lengths, unequal_texts
 from preprocess.spelling import ByteLengths, spelled_bytes
 
-MIN_BY_HASH, MAX_BY_HASH, ROWS_PER_DRAWN = 4, 28, 1024  # so that small shards do not spend their time on it
+MIN_BY_HASH, MAX_BY_HASH, ROWS_PER_DRAWN = 3, 28, 2048  # so that small shards do not spend their time on it
 SAMPLE_LONGEST, SAMPLE_LEAST_ASCII = 1, 3
-MAX_SAMPLED_BYTES = 64 << 10
+MAX_SAMPLED_BYTES = 16 << 10
 KEYS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
@@ -153,7 +153,6 @@ class ShardCheck:
         cheap = (sizes > 0) & (sizes <= MAX_SAMPLED_BYTES)
         if not cheap.any():
             return
-        chars = pc.utf8_length(texts).to_numpy()
         ends = np.cumsum(lengths)
 
         def keep(best: list[Sampled], number: int, score: float, most: int) -> None:
@@ -168,7 +167,7 @@ class ShardCheck:
                 keep(self._by_hash, int(row) - self._row, 0.0, len(self._drawn))
         size_scores = np.where(cheap, sizes, 0)
         keep(self._longest, int(size_scores.argmax()), float(size_scores.max()), SAMPLE_LONGEST)
-        foreign = np.where(cheap, (sizes - chars) / np.maximum(sizes, 1), 0.0)
+        foreign = np.where(cheap, (sizes - pc.utf8_length(texts).to_numpy()) / np.maximum(sizes, 1), 0.0)
         for number in np.argsort(-foreign, kind="stable")[:SAMPLE_LEAST_ASCII]:
             if foreign[number] > 0:
                 keep(self._least_ascii, int(number), float(foreign[number]), SAMPLE_LEAST_ASCII)
@@ -178,7 +177,7 @@ def drawn_rows(first_row: int, num_rows: int) -> npt.NDArray[np.int64]:
     """The rows of a shard, counted from its first, with the lowest hashes of their number in the source.
 
     >>> [len(drawn_rows(0, num_rows)) for num_rows in (3, 1000, 10_000, 100_000)]
-    [3, 4, 9, 28]
+    [3, 3, 4, 28]
     """
     num_drawn = min(max(num_rows // ROWS_PER_DRAWN, MIN_BY_HASH), MAX_BY_HASH)
     numbers = np.arange(first_row, first_row + num_rows, dtype=np.uint64) + np.uint64(1)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+MAX_COMPARED = 6
 Integers = npt.NDArray[np.int64]
 
 
@@ -19,7 +20,7 @@ class CodePoints:
         self._leads = np.zeros(1 << 16, np.bool_)  # by the first two bytes of a code point's UTF-8
         for first, last in self.ranges:
             self._leads[_lead(first) : _lead(last) + 1] = True
-        self._lowest = _lead(self.ranges[0][0]) >> 8 if self.ranges else 256
+        self._first_bytes = np.unique(np.flatnonzero(self._leads) >> 8).astype(np.uint8)
 
     @classmethod
     def of(cls, codepoints: Iterable[int]) -> "CodePoints":
@@ -49,7 +50,7 @@ class CodePoints:
         if bounds[0] == bounds[-1]:
             return none
         text = np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]]
-        at = _positions(text, self._lowest)
+        at = _positions(text, self._first_bytes)
         at = at[self._leads[text[at].astype(np.uint16) << 8 | text[np.minimum(at + 1, len(text) - 1)]]]
         if not len(at):
             return none
@@ -65,9 +66,17 @@ def _lead(codepoint: int) -> int:
     return first << 8 | second
 
 
-def _positions(text: npt.NDArray[np.uint8], lowest: int) -> Integers:
-    """Where `text` has a byte of at least `lowest`; most text has few, so it is looked at 8 bytes at a time."""
-    high = text >= lowest
+def _positions(text: npt.NDArray[np.uint8], wanted: npt.NDArray[np.uint8]) -> Integers:
+    """Where `text` may have one of the bytes `wanted`, at least; most text has few, so it is looked at 8 bytes at once.
+
+    Comparing with each of a few bytes is cheaper than looking at all that follow from what is above the lowest.
+    """
+    if len(wanted) > MAX_COMPARED:
+        high = text >= wanted[0]
+    else:
+        high = text == wanted[0]
+        for byte in wanted[1:]:
+            high |= text == byte
     whole = len(high) // 8 * 8
     words = np.flatnonzero(high[:whole].view(np.uint64))
     inside = (words[:, None] * 8 + np.arange(8)).ravel()

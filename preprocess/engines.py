@@ -16,14 +16,14 @@ import numpy as np
 
 from preprocess.encode import EngineError, Ids, Lengths
 
-RENEW_BYTES = 256 << 20
+RENEW_BYTES = 512 << 20  # about 500 MB of cache
 Document = dict[str, Any]  # the contents of a tokenizer.json
 
 
 class GigatokenEngine:
     """gigatoken over Arrow's own buffers.
 
-    Its cache of words grows without bound, so it is loaded anew after every `RENEW_BYTES` of text, which is a shard.
+    Its cache of words grows without bound, so it is loaded anew after every `RENEW_BYTES` of text.
     """
 
     name = "gigatoken"

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,12 @@ def make_tokenizer(raw: bytes, name: str, end_of_document: str | None) -> Loaded
     Raises: InputError as `load_tokenizer`.
     """
     try:
-        dropout = json.loads(raw)["model"].get("dropout")
-        tokenizer = Tokenizer.from_str(raw.decode())
+        tokenizer, dropout = _parse(raw)
     except Exception as error:  # the library raises plain Exception
         reason = safe_text(f"{type(error).__name__}: {error}")
         raise InputError(f"{name} is not a tokenizer.json ({reason}): name one that `tokenizers` can load") from None
     if dropout:
         raise InputError(f"{name} has dropout {dropout}: ids would be random; set it to null in the file")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     end = _end_of_document(name, vocabulary, end_of_document)
     return LoadedTokenizer(
@@ -87,6 +84,17 @@ def make_tokenizer(raw: bytes, name: str, end_of_document: str | None) -> Loaded
             golden=golden_vectors(tokenizer),
         ),
     )
+
+
+@lru_cache(maxsize=2)  # what is given is made again from the same bytes where shards are written
+def _parse(raw: bytes) -> tuple[Tokenizer, float | None]:
+    """The tokenizer that `raw` describes, set to treat every text as plain text, and its dropout."""
+    dropout = json.loads(raw)["model"].get("dropout")
+    tokenizer = Tokenizer.from_str(raw.decode())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer, dropout
 
 
 def golden_vectors(tokenizer: Tokenizer) -> list[GoldenVector]:
