@@ -5,6 +5,8 @@ TOKENS    ?= $(patsubst %/,%,$(patsubst %/*.parquet,%,$(DATA)))-tokens
 TOKENIZER ?=
 CHUNK_LENGTH ?= 2048
 VOCAB_SIZE ?=
+LENGTH    ?= $(CHUNK_LENGTH)
+METHOD    ?= best-fit
 CHUNK     ?=
 RECIPE    ?= tiny
 RUN       ?= ../runs/$(basename $(notdir $(RECIPE)))
@@ -24,7 +26,7 @@ endif
 TRAIN = $(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tokenize inspect verify train-pipeline train-fsdp sample report test lint check bench clean
+.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp sample report test lint check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -48,6 +50,9 @@ demo: $(READY) ## everything once on two cores: corpus, tokenizer, dataset, two 
 tokenize: $(READY) ## parquet text -> token dataset (DATA=dir TOKENS=dir TOKENIZER=file CHUNK_LENGTH=n VOCAB_SIZE=n ARGS=...)
 	$(PYTHON) -m preprocess tokenize "$(DATA)" "$(TOKENS)" --chunk-length $(CHUNK_LENGTH) \
 		$(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") $(if $(VOCAB_SIZE),--vocab-size $(VOCAB_SIZE)) $(ARGS)
+
+pack: $(READY) ## chunks that respect documents, beside the plain stream (TOKENS=dir LENGTH=n METHOD=best-fit|whole)
+	$(PYTHON) -m preprocess pack "$(TOKENS)" --length $(LENGTH) --method $(METHOD) $(ARGS)
 
 inspect: $(READY) ## what a dataset holds, or one chunk of it (TOKENS=dir CHUNK=n ARGS=--json)
 	$(PYTHON) -m preprocess inspect "$(TOKENS)" $(if $(CHUNK),--chunk $(CHUNK)) $(ARGS)

@@ -8,7 +8,16 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from preprocess.config import MIB, BuildSettings, EngineSettings, Execution, TokenizerSettings, num_cores, parse_part
+from preprocess.config import (
+    MIB,
+    BuildSettings,
+    EngineSettings,
+    Execution,
+    PackSettings,
+    TokenizerSettings,
+    num_cores,
+    parse_part,
+)
 from shared.command import run_command
 from shared.errors import ConfigError
 from shared.storage import write_file
@@ -83,6 +92,20 @@ class TokenizerOptions:
 
 
 @dataclass(frozen=True)
+class PackOptions:
+    """Cut the tokens of a dataset into chunks that respect its documents, beside its plain stream."""
+
+    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
+    """The directory of the token dataset."""
+    length: int
+    """Targets in a chunk: the data.sequence-length of the runs that read it."""
+    method: Literal["best-fit", "whole"] = "best-fit"
+    """best-fit keeps every token and cuts only longer documents; whole leaves those out."""
+    workers: int | None = None
+    """Processes that write shards (None: one for each core)."""
+
+
+@dataclass(frozen=True)
 class InspectOptions:
     """Show what a token dataset holds."""
 
@@ -131,6 +154,16 @@ def finish(argv: Sequence[str]) -> None:
     from preprocess.build import finish
 
     finish(options.data, options.tokens, settings, tokenizer)
+
+
+def pack(argv: Sequence[str]) -> None:
+    """Chunks that respect documents, as small index files beside a finished dataset."""
+    options = _parse("pack", PackOptions, argv)
+    workers = num_cores() if options.workers is None else options.workers
+    settings = PackSettings(options.length, options.method, workers)
+    from preprocess.pack import pack
+
+    pack(options.tokens, settings)
 
 
 def tokenizer(argv: Sequence[str]) -> None:
@@ -183,6 +216,7 @@ def _parse(command: str, options: type[T], argv: Sequence[str]) -> T:
 COMMANDS = {
     "tokenize": tokenize,
     "finish": finish,
+    "pack": pack,
     "tokenizer": tokenizer,
     "inspect": inspect,
     "verify": verify,

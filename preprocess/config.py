@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.errors import ConfigError
+from shared.packing import MAX_LENGTH, METHODS
 
 MIB = 1 << 20
 DEFAULT_VOCAB_SIZE = 32768
@@ -134,8 +135,33 @@ class Execution:
     engines: EngineSettings = EngineSettings()
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"--workers is {self.workers}: at least 1 process is wanted")
+        if self.workers is not None:
+            check_workers(self.workers)
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """Which packing to make: `method` and `length` decide its bytes, `workers` processes write it.
+
+    Raises: ConfigError for a value that cannot work.
+    """
+
+    length: int
+    method: str = "best-fit"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.length <= MAX_LENGTH:
+            raise ConfigError(f"--length is {self.length}: 1 to {MAX_LENGTH} targets per chunk are wanted")
+        if self.method not in METHODS:
+            raise ConfigError(f"--method is {self.method!r}: one of {', '.join(METHODS)} is wanted")
+        check_workers(self.workers)
+
+
+def check_workers(workers: int) -> None:
+    """Raises: ConfigError for a number of processes that cannot work."""
+    if workers < 1:
+        raise ConfigError(f"--workers is {workers}: at least 1 process is wanted")
 
 
 def num_cores() -> int:

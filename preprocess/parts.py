@@ -7,6 +7,7 @@ from pathlib import Path
 
 from preprocess.config import Part
 from shared.format import INDEX_NAME, TOKENIZER_NAME
+from shared.packing import PACKINGS_NAME
 from shared.storage import LOCK_NAME, exclusive, together, written_name
 
 SHARD_NAME = re.compile(r"(\d{5,})(\.documents)?\.(npy|json)")
@@ -15,11 +16,10 @@ MAX_SHOWN = 20
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file of this name may be a dataset's, finished or not."""
+    """Whether a file or directory of this name may be a dataset's, finished or not."""
     name = written_name(name) or name
-    return bool(
-        SHARD_NAME.fullmatch(name) or PART_LOCK.fullmatch(name) or name in (INDEX_NAME, TOKENIZER_NAME, LOCK_NAME)
-    )
+    named = (INDEX_NAME, TOKENIZER_NAME, LOCK_NAME, PACKINGS_NAME)
+    return bool(SHARD_NAME.fullmatch(name) or PART_LOCK.fullmatch(name) or name in named)
 
 
 @contextmanager

@@ -14,13 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from preprocess.pack import summary
 from preprocess.tokenizer import load_tokenizer
-from shared.errors import ConfigError
+from shared.errors import ConfigError, FormatError
 from shared.format import TOKENIZER_NAME, Index, num_chunks, open_documents, open_tokens, read_index
+from shared.packing import PackingName, packing_names, read_packing
 from shared.terminal import safe_text
 
 ROWS = ("num_rows", "num_documents", "num_null", "num_empty", "num_skipped")
 COUNTS = (*ROWS, "text_bytes", "num_tokens", "num_chunks", "num_padding")
+PACKED_COUNTS = ("num_chunks", "num_pieces", "num_targets", "num_padding", "num_left_out", "tokens_left_out")
 MAX_LINES = 40
 
 
@@ -58,7 +61,8 @@ def inspect(directory: Path, *, as_json: bool) -> None:
         document["sources"] = [
             asdict(source) | row for source, row in zip(index.sources, sources.to_dicts(), strict=True)
         ]
-        print(json.dumps({**document, "totals": totals(index)}))
+        packings = [_packing_document(name, index) for name in packing_names(directory)]
+        print(json.dumps({**document, "totals": totals(index), "packings": packings}))
         return
     console = Console(width=None if Console().is_terminal else 160, highlight=False)
     console.print(_facts(directory, index))
@@ -159,10 +163,27 @@ def _facts(directory: Path, index: Index) -> Table:
     }
     if index.skipped:
         rows["left out"] = f"{len(index.skipped):,} input files, with {sums['num_skipped']:,} rows that were counted"
+    for packing in packing_names(directory):
+        rows[f"packing {packing.directory.name}"] = _packing_line(packing, index)
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         table.add_row(Text(name), Text(safe_text(str(value))))
     return table
+
+
+def _packing_line(name: PackingName, index: Index) -> str:
+    try:
+        return summary(read_packing(name, index))
+    except FormatError as error:
+        return f"cannot be used: {error}"
+
+
+def _packing_document(name: PackingName, index: Index) -> dict[str, Any]:
+    try:
+        packing = read_packing(name, index)
+    except FormatError as error:
+        return {"method": name.method, "length": name.length, "problem": str(error)}
+    return {**asdict(packing), "totals": {count: packing.total(count) for count in PACKED_COUNTS}}
 
 
 def _source_table(index: Index, sources: pl.DataFrame) -> Table:

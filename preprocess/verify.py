@@ -1,4 +1,4 @@
-"""Whether a dataset is still what was written: every file against its checksum and against the index."""
+"""Whether a dataset is still what was written: every file, its packings' too, against its checksum and its index."""
 
 import time
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from preprocess.coverage import is_covered
 from preprocess.encode import ReferenceEngine
 from preprocess.parity import OddTexts
 from preprocess.spelling import ByteLengths, byte_lengths, spelled_bytes
@@ -21,6 +22,16 @@ from shared.format import (
     read_index,
     receipt_path,
     tokens_path,
+)
+from shared.packing import (
+    Packing,
+    PackingName,
+    chunks_path,
+    open_chunks,
+    open_pieces,
+    packing_names,
+    pieces_path,
+    read_packing,
 )
 from shared.storage import read_sealed, sha256_file
 from shared.terminal import safe_text
@@ -39,14 +50,15 @@ def verify(directory: Path) -> None:
     for problem in _problems(directory, index):
         print(safe_text(problem), flush=True)
         problems.append(problem)
-    shards = range(len(index.shards))
+    shards, packings = range(len(index.shards)), [name for name in packing_names(directory) if name.is_finished]
     files = [place(directory, shard) for shard in shards for place in (tokens_path, documents_path)]
+    files += [place(name.directory, i) for name in packings for i in shards for place in (chunks_path, pieces_path)]
     size_bytes = sum(file.stat().st_size for file in files if file.exists())
     seconds = time.monotonic() - started_s
     name = safe_text(str(directory))
     print(
-        f"{name}: read {len(files)} files of {len(shards)} shards, the tokenizer and the index: {size_bytes / 1e9:.3f} "
-        f"GB in {seconds:.1f} s ({size_bytes / 1e9 / max(seconds, 1e-9):.2f} GB/s)"
+        f"{name}: read {len(files)} files of {len(shards)} shards and {len(packings)} packings, the tokenizer and the "
+        f"index: {size_bytes / 1e9:.3f} GB in {seconds:.1f} s ({size_bytes / 1e9 / max(seconds, 1e-9):.2f} GB/s)"
     )
     if problems:
         raise FormatError(f"{name} is damaged ({len(problems)} problems, listed above): mend it before training on it")
@@ -62,6 +74,9 @@ def _problems(directory: Path, index: Index) -> Iterator[str]:
                 yield from check(directory, index, shard)
             except FormatError as error:
                 yield str(error)
+    for name in packing_names(directory):
+        if name.is_finished:
+            yield from _packing_problems(name, index)
 
 
 def _tokenizer_problems(directory: Path, index: Index) -> Iterator[str]:
@@ -128,6 +143,36 @@ def _receipt_problems(directory: Path, index: Index, shard: int) -> Iterator[str
         yield f"{path} is missing: {_remedy(shard)}"
     elif read_sealed(path)["tokens_sha256"] != index.shards[shard].tokens_sha256:
         yield f"{path} is of other tokens than the index: {_remedy(shard)}"
+
+
+def _packing_problems(name: PackingName, index: Index) -> Iterator[str]:
+    try:
+        packing = read_packing(name, index)
+    except FormatError as error:
+        yield str(error)
+        return
+    for shard in range(len(index.shards)):
+        try:
+            yield from _packed_problems(name, packing, index, shard)
+        except FormatError as error:
+            yield str(error)
+
+
+def _packed_problems(name: PackingName, packing: Packing, index: Index, shard: int) -> Iterator[str]:
+    chunks, pieces = open_chunks(name, packing, shard), open_pieces(name, packing, shard)
+    remedy = f"delete {shard:05d}.* there and run `{name.command}` again: only that shard is rebuilt"
+    found = packing.shards[shard]
+    paths = {
+        chunks_path(name.directory, shard): found.chunks_sha256,
+        pieces_path(name.directory, shard): found.pieces_sha256,
+    }
+    damaged = [path for path, checksum in paths.items() if sha256_file(path) != checksum]
+    for path in damaged:
+        yield f"{path} does not match its checksum: {remedy}"
+    longest = packing.length if packing.method == "whole" else None
+    offsets = open_documents(name.tokens, index, shard).astype(np.int64)
+    if not damaged and not is_covered(chunks, pieces, offsets, longest):
+        yield f"{pieces_path(name.directory, shard)} does not hold every target of its documents once: {remedy}"
 
 
 def _remedy(shard: int) -> str:

@@ -6,18 +6,17 @@ a new worker, and after the third death set aside, so that the others are writte
 with their parent, however it ends.
 """
 
-import os
 import signal
-import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing import get_context, parent_process
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from preprocess.job import Job
+from preprocess.processes import become_worker, interrupts_held
 from preprocess.progress import Progress
 from shared.errors import UserError
 from shared.format import Shard
@@ -46,7 +45,7 @@ class _Worker:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_serve, args=(theirs, job, num_threads), daemon=True)
-        with _interrupts_held():  # or Ctrl-C meets the worker before it has learnt to leave that to its parent
+        with interrupts_held():  # or Ctrl-C meets the worker before it has learnt to leave that to its parent
             self.process.start()
         theirs.close()
         self.is_ready, self.last_words = False, ""
@@ -176,28 +175,9 @@ class _Pool:
         )
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits meanwhile, here and, as signal masks are inherited, in a process started meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no interrupt comes here
-        return
-    held: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number))  # another thread may catch it
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if held:
-        signal.raise_signal(signal.SIGINT)
-
-
 def _serve(pipe: Connection, job: Job, num_threads: int) -> None:
     """A worker's life: write the shards whose numbers come, say how it goes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    become_worker()
     with suppress(BrokenPipeError):  # the parent has gone
         try:
             write = job.open(num_threads)
@@ -213,10 +193,3 @@ def _serve(pipe: Connection, job: Job, num_threads: int) -> None:
             pipe.send(("last words", "out of memory"))  # as good as killed: the shard is tried again
         except Exception:
             pipe.send(("bug", traceback.format_exc()))
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)

@@ -9,19 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import FormatError
+from shared.storage import write_file
+
+MAKE = "make tokenize"
 
 
-def open_array(path: Path, dtype: np.dtype, size: int) -> npt.NDArray:
-    """Read-only map of a 1-D .npy file whose header and length are those wanted.
+def open_array(path: Path, dtype: np.dtype, size: int, command: str = MAKE) -> npt.NDArray:
+    """Read-only map of a 1-D .npy file whose header and length are those wanted; `command` writes such files.
 
     The length is checked before mapping: touching a map behind the end of a file kills the process (SIGBUS).
 
     Raises: FormatError naming the file, what was found and what mends it.
     """
-    return np.memmap(path, dtype=dtype, mode="r", offset=check_array(path, dtype, size), shape=(size,))
+    return np.memmap(path, dtype=dtype, mode="r", offset=check_array(path, dtype, size, command), shape=(size,))
 
 
-def check_array(path: Path, dtype: np.dtype, size: int) -> int:
+def check_array(path: Path, dtype: np.dtype, size: int, command: str = MAKE) -> int:
     """Where the data begin in a 1-D .npy file whose header and length are those wanted.
 
     Raises: FormatError as `open_array`.
@@ -30,7 +33,7 @@ def check_array(path: Path, dtype: np.dtype, size: int) -> int:
     with suppress(FileNotFoundError), open(path, "rb") as file:  # as we write it: no header to parse
         if file.read(len(wanted)) == wanted and file.seek(0, SEEK_END) == len(wanted) + size * dtype.itemsize:
             return len(wanted)
-    remedy = f"delete {path.name.split('.')[0]}.* there and run `make tokenize` again: only that shard is rebuilt"
+    remedy = f"delete {path.name.split('.')[0]}.* there and run `{command}` again: only that shard is rebuilt"
     shape, found_dtype, start = _read_header(path, remedy)
     if (shape, found_dtype) != ((size,), dtype):
         raise FormatError(f"{path} holds {shape} of {found_dtype}; {(size,)} of {dtype} is wanted: {remedy}")
@@ -38,6 +41,11 @@ def check_array(path: Path, dtype: np.dtype, size: int) -> int:
     if size_bytes != wanted_bytes:
         raise FormatError(f"{path} is {size_bytes:,} bytes; {wanted_bytes:,} are wanted: {remedy}")
     return start
+
+
+def write_array(path: Path, array: npt.NDArray) -> str:
+    """Write a 1-D array as a .npy file, durable and whole or absent; return the sha256 of the file."""
+    return write_file(path, [npy_header(array.dtype, len(array)), array.view(np.uint8).data])
 
 
 def npy_header(dtype: np.dtype, size: int) -> bytes:

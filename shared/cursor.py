@@ -14,8 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shared.format import num_chunks
-
 ROUNDS = 6
 Integers = npt.NDArray[np.uint64]
 Chunks = npt.NDArray[np.int64]
@@ -40,25 +38,25 @@ def rank_positions(start: int, global_batch: int, dp_rank: int, dp_size: int) ->
 
 @dataclass(frozen=True)
 class ReadingOrder:
-    """The order in which a run reads the chunks of a dataset.
+    """The order in which a run reads the chunks of a dataset, of which each shard has so many as `shard_chunks` says.
 
     An epoch is the dataset's chunks in the natural order of their shards, less the last `num_held_out` chunks (the
-    validation range); with a `seed`, it is a permutation of them, another one in each epoch.
+    validation range); with a `seed`, it is a permutation of them, another one in each epoch. What a chunk is, the plain
+    stream or a packing knows.
 
-    >>> order = ReadingOrder((6, 2), length=1)          # shards of 5 chunks and 1 chunk
+    >>> order = ReadingOrder((5, 1))
     >>> [tuple(order.cursor(position)) for position in (0, 5, 6)]
     [(0, 0, 0), (0, 1, 0), (1, 0, 0)]
     """
 
-    shard_tokens: tuple[int, ...]
-    length: int
+    shard_chunks: tuple[int, ...]
     num_held_out: int = 0
     seed: int | None = None
 
     @property
     def bounds(self) -> Chunks:
         """The first chunk of each shard in natural order, then the number of all chunks."""
-        return _bounds(self.shard_tokens, self.length)
+        return _bounds(self.shard_chunks)
 
     @property
     def num_training(self) -> int:
@@ -97,28 +95,15 @@ class ReadingOrder:
         shards = np.searchsorted(self.bounds, chunks, side="right") - 1
         return shards, chunks - self.bounds[shards]
 
-    def num_targets(self, chunks: Chunks) -> Chunks:
-        """Targets in each chunk: `length`, or fewer in the last chunk of a shard."""
-        shards, offsets = self.locate(chunks)
-        left: Chunks = _tokens(self.shard_tokens)[shards] - 1 - offsets * self.length
-        return np.minimum(left, self.length)
-
     def _key(self, epoch: int) -> bytes:
         return f"{self.seed}/{epoch}".encode()
 
 
 @lru_cache(maxsize=16)
-def _bounds(shard_tokens: tuple[int, ...], length: int) -> Chunks:
-    bounds = np.cumsum([0, *(num_chunks(tokens, length) for tokens in shard_tokens)], dtype=np.int64)
+def _bounds(shard_chunks: tuple[int, ...]) -> Chunks:
+    bounds = np.cumsum([0, *shard_chunks], dtype=np.int64)
     bounds.flags.writeable = False  # shared by all that ask
     return bounds
-
-
-@lru_cache(maxsize=16)
-def _tokens(shard_tokens: tuple[int, ...]) -> Chunks:
-    tokens = np.array(shard_tokens, dtype=np.int64)
-    tokens.flags.writeable = False
-    return tokens
 
 
 def permute(places: Chunks, size: int, key: bytes) -> Chunks:

@@ -14,7 +14,12 @@ from train.config import OptimizerConfig
 from train.model import ArgonneModel, token_loss
 from train.optim import build_optimizer
 
-IDENTITY = {"recipe": plain(recipe(training__seed=11)), "dataset": "d" * 64, "tokenizer": "e" * 64}
+IDENTITY = {
+    "recipe": plain(recipe(training__seed=11)),
+    "dataset": "d" * 64,
+    "packing": None,
+    "tokenizer": "e" * 64,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -244,7 +249,9 @@ def test_a_checkpoint_that_does_not_read_back_is_told_and_older_ones_stay(tmp_pa
     assert Checkpoints(tmp_path, 1, IDENTITY).newest()[0] == tmp_path / "step-00000001"
 
 
-@pytest.mark.parametrize(("name", "was"), [("dataset", "dddddddddddd"), ("tokenizer", "eeeeeeeeeeee")])
+@pytest.mark.parametrize(
+    ("name", "was"), [("dataset", "dddddddddddd"), ("packing", "None"), ("tokenizer", "eeeeeeeeeeee")]
+)
 def test_a_checkpoint_of_other_data_is_refused_with_both(tmp_path, name, was):
     saved(tmp_path, 1)
     other = Checkpoints(tmp_path, 1, {**IDENTITY, name: "f" * 64})
@@ -254,6 +261,13 @@ def test_a_checkpoint_of_other_data_is_refused_with_both(tmp_path, name, was):
     with pytest.raises(FormatError, match=message):
         other.load(tmp_path / "step-00000001", model, optimizer)
     assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+
+
+def test_a_checkpoint_from_before_there_were_packings_continues_the_plain_stream(tmp_path):
+    parts = trained()
+    saved(tmp_path, 2, trained_parts=parts, identity={name: IDENTITY[name] for name in IDENTITY if name != "packing"})
+    model, optimizer = trained(steps=0)
+    assert Checkpoints(tmp_path, 1, IDENTITY).load(tmp_path / "step-00000002", model, optimizer) == progress_at(2)
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shared.cursor import Cursor, ReadingOrder, permute, rank_positions, unpermute
-from shared.format import num_chunks, num_targets
 
-SHARDS = (6, 2)  # with chunks of one target: shards of 5 chunks and 1 chunk
+SHARDS = (5, 1)
 seeds = st.none() | st.integers(0, 2**63)
 
 
 @st.composite
 def reading_orders(draw, seeds=seeds):
     """Any order with at least one training chunk; shards without a chunk are common."""
-    shard_tokens = tuple(draw(st.lists(st.integers(0, 60), min_size=1, max_size=8)))
-    length = draw(st.integers(1, 9))
-    total = sum(num_chunks(tokens, length) for tokens in shard_tokens)
-    assume(total > 0)
-    return ReadingOrder(shard_tokens, length, draw(st.integers(0, total - 1)), draw(seeds))
+    shard_chunks = tuple(draw(st.lists(st.integers(0, 60), min_size=1, max_size=8)))
+    assume(sum(shard_chunks) > 0)
+    return ReadingOrder(shard_chunks, draw(st.integers(0, sum(shard_chunks) - 1)), draw(seeds))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +30,7 @@ def reading_orders(draw, seeds=seeds):
     ],
 )
 def test_positions_and_cursors_of_two_shards(position, cursor):
-    order = ReadingOrder(SHARDS, length=1)
+    order = ReadingOrder(SHARDS)
     assert order.cursor(position) == Cursor(*cursor)
     assert order.position(Cursor(*cursor)) == position
 
@@ -46,7 +43,7 @@ def test_positions_and_cursors_of_two_shards(position, cursor):
     ],
 )
 def test_held_out_chunks_are_taken_from_the_end_of_an_epoch(position, cursor):
-    order = ReadingOrder(SHARDS, length=1, num_held_out=2)
+    order = ReadingOrder(SHARDS, num_held_out=2)
     assert order.num_training == 4
     assert order.cursor(position) == Cursor(*cursor)
     assert order.position(Cursor(*cursor)) == position
@@ -57,7 +54,7 @@ def test_held_out_chunks_are_taken_from_the_end_of_an_epoch(position, cursor):
 def test_position_and_cursor_are_inverse(order, position):
     cursor = order.cursor(position)
     assert order.position(cursor) == position
-    assert 0 <= cursor.offset < num_chunks(order.shard_tokens[cursor.shard], order.length)
+    assert 0 <= cursor.offset < order.shard_chunks[cursor.shard]
 
 
 @settings(deadline=None)
@@ -96,22 +93,9 @@ def test_chunks_agree_with_the_cursor_at_each_position(order, start, count):
 @settings(deadline=None)
 @given(reading_orders())
 def test_locate_names_each_chunk_once_in_natural_order(order):
-    shards = [num_chunks(tokens, order.length) for tokens in order.shard_tokens]
-    wanted = [(shard, offset) for shard, count in enumerate(shards) for offset in range(count)]
+    wanted = [(shard, offset) for shard, count in enumerate(order.shard_chunks) for offset in range(count)]
     shards, offsets = order.locate(np.arange(order.bounds[-1]))
     assert list(zip(shards.tolist(), offsets.tolist(), strict=True)) == wanted
-
-
-@settings(deadline=None)
-@given(reading_orders())
-def test_targets_of_the_chunks_of_each_shard_are_its_tokens_but_the_first(order):
-    chunks = np.arange(order.bounds[-1])
-    shards, offsets = order.locate(chunks)
-    targets = order.num_targets(chunks)
-    for shard, tokens in enumerate(order.shard_tokens):
-        there = shards == shard
-        assert targets[there].sum() == max(tokens - 1, 0)
-        assert targets[there].tolist() == [num_targets(tokens, order.length, i) for i in offsets[there].tolist()]
 
 
 @settings(deadline=None)
@@ -124,23 +108,23 @@ def test_training_and_held_out_chunks_are_the_whole_dataset(order):
 
 @pytest.mark.parametrize("seed", [None, 7])
 def test_a_seed_does_not_move_the_held_out_chunks(seed):
-    assert ReadingOrder(SHARDS, 1, num_held_out=2, seed=seed).held_out(range(2)).tolist() == [4, 5]
+    assert ReadingOrder(SHARDS, num_held_out=2, seed=seed).held_out(range(2)).tolist() == [4, 5]
 
 
 def test_every_epoch_and_every_seed_has_another_order():
-    orders = [ReadingOrder((1001,), 1, seed=seed) for seed in (0, 1, 11)]
+    orders = [ReadingOrder((1000,), seed=seed) for seed in (0, 1, 11)]
     epochs = [tuple(order.chunks(range(e * 1000, e * 1000 + 1000))) for order in orders for e in range(12)]
     assert len(set(epochs)) == len(epochs)
 
 
 def test_a_seeded_order_never_changes_between_releases():
     """A run's checkpoint holds only a cursor: other numbers here would silently read other documents on resume."""
-    order = ReadingOrder((11,), 1, seed=1)
+    order = ReadingOrder((10,), seed=1)
     assert order.chunks(range(20)).tolist() == [9, 5, 0, 3, 2, 8, 6, 1, 7, 4, 9, 2, 5, 4, 8, 3, 0, 1, 7, 6]
 
 
 def test_a_seeded_order_scatters_neighbours():
-    chunks = ReadingOrder((100_001,), 1, seed=3).chunks(range(100_000))
+    chunks = ReadingOrder((100_000,), seed=3).chunks(range(100_000))
     assert abs(np.corrcoef(np.arange(100_000), chunks)[0, 1]) < 0.02
     assert abs(np.corrcoef(chunks[:-1], chunks[1:])[0, 1]) < 0.02
 

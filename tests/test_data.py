@@ -10,6 +10,7 @@ from shared.format import tokens_path
 from tests.train_helpers import recipe, write_tokens
 from train.data import Batch, ChunkReader, chain_digest, reading_order
 from train.model import IGNORED
+from train.views import open_view
 
 CPU = torch.device("cpu")
 END = 60_000
@@ -28,7 +29,7 @@ def dataset(tmp_path_factory):
 def opened(dataset, dp_rank=0, dp_size=1, **changes):
     directory, index, _ = dataset
     config = recipe(**{"model__vocab_size": END + 1, "data__validation_chunks": 0, **changes})
-    return ChunkReader(directory, index, config, dp_rank, dp_size, CPU)
+    return ChunkReader(open_view(directory, index, config), config, dp_rank, dp_size, CPU)
 
 
 def batches(reader, positions):
@@ -160,18 +161,38 @@ def test_a_shard_that_is_cut_short_while_reading_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(("pieces", "rows"), [(1, [4]), (2, [2, 2]), (4, [1, 1, 1, 1])])
-def test_a_batch_splits_into_equal_microbatches_in_order(pieces, rows):
+@pytest.mark.parametrize("has_starts", [False, True])
+def test_a_batch_splits_into_equal_microbatches_in_order(pieces, rows, has_starts):
     ids = torch.arange(12).view(4, 3)
-    parts = list(Batch(ids, ids + 1, 12, np.zeros((4, 16), np.uint8)).split(pieces))
-    assert [len(inputs) for inputs, _ in parts] == rows
-    assert torch.equal(torch.cat([inputs for inputs, _ in parts]), ids)
-    assert torch.equal(torch.cat([targets for _, targets in parts]), ids + 1)
+    starts = ids // 2 if has_starts else None
+    whole = Batch(ids, ids + 1, 99, np.arange(4 * 16, dtype=np.uint8).reshape(4, 16), starts)
+    parts = list(whole.split(pieces))
+    assert [len(part.inputs_BT) for part in parts] == rows
+    assert {part.num_targets for part in parts} == {99}
+    assert torch.equal(torch.cat([part.inputs_BT for part in parts]), ids)
+    assert torch.equal(torch.cat([part.targets_BT for part in parts]), ids + 1)
+    assert np.array_equal(np.concatenate([part.row_digests for part in parts]), whole.row_digests)
+    if has_starts:
+        assert torch.equal(torch.cat([part.starts_BT for part in parts]), starts)
+    else:
+        assert {part.starts_BT for part in parts} == {None}
+
+
+@pytest.mark.parametrize("has_starts", [False, True])
+def test_a_batch_goes_to_a_device_whole(has_starts):
+    ids = torch.arange(12).view(4, 3)
+    batch = Batch(ids, ids, 99, np.zeros((4, 16), np.uint8), ids if has_starts else None)
+    there = batch.to(torch.device("meta"))
+    assert {there.inputs_BT.device.type, there.targets_BT.device.type} == {"meta"}
+    assert (None if there.starts_BT is None else there.starts_BT.device.type) == ("meta" if has_starts else None)
 
 
 def test_the_reading_order_follows_the_recipe(dataset):
-    index = dataset[1]
-    natural = reading_order(index, recipe(data__order="natural", training__seed=3))
-    shuffled = reading_order(index, recipe(training__seed=3))
+    directory, index, _ = dataset
+    natural, shuffled = (
+        reading_order(open_view(directory, index, config), config)
+        for config in (recipe(data__order="natural", training__seed=3), recipe(training__seed=3))
+    )
     assert natural.seed is None
     assert shuffled == dataclasses.replace(natural, seed=3)
-    assert (natural.length, natural.num_held_out) == (16, 4)
+    assert (natural.shard_chunks, natural.num_held_out) == ((5, 0, 0, 2, 9), 4)

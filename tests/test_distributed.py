@@ -22,6 +22,7 @@ from train.data import ChunkReader
 from train.metrics import read_metrics
 from train.model import ArgonneModel
 from train.optim import learning_rate
+from train.views import open_view
 
 pytestmark = pytest.mark.slow
 STEPS = 10
@@ -137,7 +138,7 @@ def plain_loop(tokens: Path, config: RunConfig) -> list[dict]:
         foreach=False,
         fused=False,
     )
-    reader = ChunkReader(tokens, index, config, 0, 1, torch.device("cpu"))
+    reader = ChunkReader(open_view(tokens, index, config), config, 0, 1, torch.device("cpu"))
     records = []
     for step in range(config.training.total_steps):
         batch, _ = reader.fetch(step * config.data.global_batch)

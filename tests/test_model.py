@@ -14,6 +14,7 @@ from train.data import ChunkReader
 from train.layout import num_parameters
 from train.model import IGNORED, ArgonneModel, Part, rotary_table, rotate, token_loss, visible, whole
 from train.sample import Sampling, generate
+from train.views import open_view
 
 RECIPE_NAMES = ["tiny", "125m", "1b", "argonne-2.0"]
 CPU = torch.device("cpu")
@@ -231,7 +232,7 @@ def test_a_copy_task_is_learned_and_continued_token_for_token(tmp_path):
         data__order="natural",
     )
     index = write_tokens(tmp_path, [rows.flatten().tolist()], vocab_size=16)
-    reader = ChunkReader(tmp_path, index, config, 0, 1, CPU)
+    reader = ChunkReader(open_view(tmp_path, index, config), config, 0, 1, CPU)
     model = ArgonneModel(config.model)
     model.initialize(seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

@@ -2,9 +2,11 @@ import json
 
 import pytest
 
+from preprocess.config import PackSettings
+from preprocess.pack import pack
 from shared.errors import ConfigError, FormatError
 from shared.format import INDEX_NAME, TOKENIZER_NAME, tokens_path
-from shared.storage import LOCK_NAME, write_sealed
+from shared.storage import LOCK_NAME, read_sealed, write_sealed
 from tests.train_helpers import random_tokens, recipe, write_tokens
 from train.preflight import RUN_NAME, RunRequest, prepare, versions
 
@@ -62,7 +64,8 @@ def test_a_run_ends_at_its_stop_step_or_its_schedule(tokens, run, stop_step, las
 def test_the_identity_of_a_run_is_plain_data_that_names_recipe_dataset_and_tokenizer(tokens, run):
     checked = prepared(tokens, run)
     identity = json.loads(json.dumps(checked.identity))
-    assert identity.keys() == {"recipe", "dataset", "tokenizer"}
+    assert identity.keys() == {"recipe", "dataset", "packing", "tokenizer"}
+    assert identity["packing"] is None
     assert identity["dataset"] == checked.index.fingerprint
     assert identity["tokenizer"] == checked.index.tokenizer.sha256
     assert identity["recipe"]["model"]["eos_token_id"] == 0
@@ -124,6 +127,72 @@ def test_a_tokenizer_that_did_not_make_the_dataset_is_told(tokens, run, text, fo
 )
 def test_a_request_that_cannot_work_is_refused(tokens, run, changes, message):
     refused(message, tokens, run, **changes)
+
+
+# packings
+
+
+def test_a_packing_is_part_of_a_runs_identity_and_its_rows_are_its_chunks(tokens, run):
+    packing = pack(tokens, PackSettings(16))
+    checked = prepared(tokens, run, data__packing="best-fit")
+    assert checked.identity["packing"] == packing.fingerprint
+    assert checked.order.shard_chunks == (13, 21)
+    assert checked.order.num_training == 13 + 21 - 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"data__packing": "whole"}, "whole-16 .found: best-fit-16"),
+        ({"data__packing": "best-fit", "data__sequence_length": 8}, "best-fit-8 .found: best-fit-16"),
+    ],
+    ids=str,
+)
+def test_a_packing_that_is_not_there_is_told_with_its_command(tokens, run, changes, found):
+    pack(tokens, PackSettings(16))
+    method, length = found.split(" ")[0].rsplit("-", 1)
+    command = f"make it with `python -m preprocess pack {tokens} --length {length} --method {method}`$"
+    refused(rf"tokens has no packing {found}\): {command}", tokens, run, kind=FormatError, **changes)
+
+
+def test_a_packing_of_another_dataset_is_refused(tokens, run):
+    pack(tokens, PackSettings(16))
+    write_tokens(tokens, SHARDS[:1], vocab_size=60)
+    message = (
+        r"index.json is of dataset [0-9a-f]{12}, the one there is [0-9a-f]{12}: run `python -m preprocess pack .*`"
+    )
+    refused(message, tokens, run, kind=FormatError, data__packing="best-fit")
+
+
+def test_a_packing_cut_short_is_refused(tokens, run):
+    pack(tokens, PackSettings(16))
+    path = tokens / "packings/best-fit-16/00001.pieces.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    message = (
+        r"00001.pieces.npy is [\d,]+ bytes; [\d,]+ are wanted: delete 00001.\* there and run `python -m preprocess pa"
+    )
+    refused(message, tokens, run, kind=FormatError, data__packing="best-fit")
+
+
+def test_held_out_chunks_count_those_of_the_packing(tokens, run):
+    pack(tokens, PackSettings(16, "whole"))
+    message = "tokens has 0 chunks of 16, of which data.validation_chunks reserves 4: a global batch of 4 must be left"
+    refused(message, tokens, run, data__packing="whole")
+
+
+def test_a_run_from_before_there_were_packings_may_be_continued(tokens, run):
+    start(tokens, run)
+    identity = read_sealed(run / RUN_NAME)["identity"]
+    del identity["packing"], identity["recipe"]["data"]["packing"]
+    write_sealed(run / RUN_NAME, {"identity": identity})
+    prepared(tokens, run)
+    pack(tokens, PackSettings(16))
+    refused(
+        "packing was None, now [0-9a-f]{64}; recipe.data.packing was None, now best-fit",
+        tokens,
+        run,
+        data__packing="best-fit",
+    )
 
 
 # run directories

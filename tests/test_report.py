@@ -1,20 +1,26 @@
+import dataclasses
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
 from itertools import chain
 
+import numpy as np
 import pytest
 
 from preprocess.__main__ import main
 from preprocess.build import build
-from preprocess.config import BuildSettings, TokenizerSettings
+from preprocess.config import BuildSettings, PackSettings, TokenizerSettings
+from preprocess.pack import pack
 from preprocess.report import read_chunk
 from preprocess.verify import verify
+from shared.arrays import write_array
 from shared.errors import ConfigError
 from shared.format import open_tokens, read_index
+from shared.packing import PackingName, pieces_path, read_packing, write_packing
 from shared.storage import write_sealed
 from tests.helpers import REPOSITORY, dataset_rows, read_column, run_cli, write_parquet
 
@@ -45,6 +51,32 @@ def test_the_table_and_the_json_say_what_is_in_the_index(small_tokens, real_text
     assert document["totals"]["text_bytes"] == sum(len(text.encode()) for text in real_texts)
     assert [source["num_documents"] for source in document["sources"]] == [200, 200]
     assert sum(source["num_shards"] for source in document["sources"]) == len(index.shards)
+
+
+def test_the_table_and_the_json_say_what_packings_there_are(damaged, capsys):
+    pack(damaged, PackSettings(64))
+    packing = pack(damaged, PackSettings(128, "whole"))
+    (damaged / "packings/best-fit-7").mkdir()
+    capsys.readouterr()
+    assert main(["inspect", str(damaged)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(
+        r"packing best-fit-64 +[\d,]+ chunks of 64, [\d,]+ pieces, 0\.\d{3}% padding, no token left out", shown
+    )
+    left_out = f"{packing.total('num_left_out'):,} documents with {packing.total('tokens_left_out'):,} tokens left out"
+    assert re.search(
+        rf"packing whole-128 +[\d,]+ chunks of 128, [\d,]+ pieces, \d+\.\d{{3}}% padding, {left_out}", shown
+    )
+    assert re.search(r"packing best-fit-7 +cannot be used: .*best-fit-7 is still being made", shown)
+    assert main(["inspect", str(damaged), "--json"]) == 0
+    found = {(p["method"], p["length"]): p for p in json.loads(capsys.readouterr().out)["packings"]}
+    assert found.keys() == {("best-fit", 7), ("best-fit", 64), ("whole", 128)}
+    assert found["whole", 128]["fingerprint"] == packing.fingerprint
+    assert found["whole", 128]["totals"]["num_chunks"] == packing.total("num_chunks")
+    index = read_index(damaged)
+    num_targets = index.num_tokens - sum(shard.num_documents for shard in index.shards)
+    assert found["best-fit", 64]["totals"]["num_targets"] == num_targets
+    assert "is still being made" in found["best-fit", 7]["problem"]
 
 
 def test_every_chunk_shows_its_documents_with_their_rows(small_tokens):
@@ -179,6 +211,72 @@ def test_every_damage_is_one_line_and_exit_code_2(damaged, capsys, damage, told)
     assert f"{damaged}/{told}" in captured.out
     assert "is damaged (" in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_packings_are_verified_too(damaged, capsys):
+    for method in ("best-fit", "whole"):
+        pack(damaged, PackSettings(64, method))
+    (damaged / "packings/best-fit-7").mkdir()  # not finished, so none
+    num_files = len(list(damaged.rglob("*.npy")))
+    capsys.readouterr()
+    verify(damaged)
+    out = capsys.readouterr().out
+    assert f"read {num_files} files of {len(read_index(damaged).shards)} shards and 2 packings, the tokenizer" in out
+
+
+def lose_a_piece(directory):
+    """What no checksum can find: an index that vouches for arrays in which a piece stands where another should."""
+    name = PackingName(directory, "whole", 64)
+    packing = read_packing(name, read_index(directory))
+    pieces = np.load(pieces_path(name.directory, 1))
+    pieces["start"][3] = pieces["start"][2]
+    shards = packing.shards
+    shards[1] = dataclasses.replace(shards[1], pieces_sha256=write_array(pieces_path(name.directory, 1), pieces))
+    write_packing(name, packing)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (
+            lambda packing: flip(packing / "00001.pieces.npy", -9),
+            "00001.pieces.npy does not match its checksum: delete",
+        ),
+        (
+            lambda packing: flip(packing / "00000.chunks.npy", -1),
+            "00000.chunks.npy does not match its checksum: delete",
+        ),
+        (lambda packing: os.truncate(packing / "00001.chunks.npy", 200), "00001.chunks.npy is 200 bytes; "),
+        (lambda packing: (packing / "00002.pieces.npy").unlink(), "00002.pieces.npy is missing: delete 00002.*"),
+        (lambda packing: (packing / "index.json").write_text("{"), "index.json is not valid JSON"),
+        (
+            lambda packing: lose_a_piece(packing.parent.parent),
+            "00001.pieces.npy does not hold every target of its documents once: delete 00001.* there and run ",
+        ),
+    ],
+)
+def test_every_damage_to_a_packing_is_told_and_packing_again_mends_it(damaged, capsys, damage, told):
+    pack(damaged, PackSettings(64, "whole"))
+    packing = damaged / "packings/whole-64"
+    damage(packing)
+    capsys.readouterr()
+    assert main(["verify", str(damaged)]) == 2
+    captured = capsys.readouterr()
+    assert f"{packing}/{told}" in captured.out
+    assert "is damaged (1 problems, listed above)" in captured.err
+    for path in packing.glob(f"{told[:5]}.*"):
+        path.unlink()
+    pack(damaged, PackSettings(64, "whole"))
+    verify(damaged)
+
+
+def test_a_packing_of_another_dataset_is_a_problem(damaged, capsys):
+    pack(damaged, PackSettings(64))
+    document = json.loads((damaged / "index.json").read_bytes())
+    write_sealed(damaged / "index.json", {**document, "text_column": "other"})
+    capsys.readouterr()
+    assert main(["verify", str(damaged)]) == 2
+    assert "best-fit-64/index.json is of dataset " in capsys.readouterr().out
 
 
 def test_ids_that_a_release_of_tokenizers_no_longer_gives_are_found(damaged, capsys):

@@ -59,6 +59,11 @@ def test_make_without_a_target_helps():
         (["tokenize", "DATA=x/*.parquet"], '"x/*.parquet" "x-tokens"'),
         (["tokenize", "TOKENIZER=t.json", "VOCAB_SIZE=512"], '--tokenizer "t.json" --vocab-size 512'),
         (["inspect", "TOKENS=t", "CHUNK=7", "ARGS=--json"], 'inspect "t" --chunk 7 --json'),
+        (["pack", "TOKENS=t"], 'pack "t" --length 2048 --method best-fit'),
+        (
+            ["pack", "TOKENS=t", "LENGTH=64", "METHOD=whole", "ARGS=--workers 1"],
+            "--length 64 --method whole --workers 1",
+        ),
         (["train-fsdp", "TOKENS=t", "NPROC=4"], 'run "t" "../runs/tiny" --recipe "tiny" --nproc 4 --strategy fsdp'),
         (["train-pipeline", "RECIPE=a/b.toml"], '"../runs/b" --recipe "a/b.toml" --strategy pipeline'),
         (["train-fsdp", "ARGS=--stop-step 5"], "--strategy fsdp --stop-step 5"),

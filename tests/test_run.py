@@ -2,14 +2,20 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 
+from preprocess.config import PackSettings
+from preprocess.pack import pack
 from shared.command import run_command
-from shared.errors import FormatError, UserError
-from shared.format import INDEX_NAME, TOKENIZER_NAME
+from shared.cursor import ReadingOrder
+from shared.errors import ConfigError, FormatError, UserError
+from shared.format import INDEX_NAME, TOKENIZER_NAME, read_index
+from shared.packing import PackingName, read_packing, write_packing
 from shared.storage import exclusive, read_sealed
 from tests.helpers import run_cli
 from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
@@ -22,13 +28,16 @@ from train.config import (
     RunConfig,
     TrainingConfig,
 )
+from train.data import ChunkReader, chain_digest
 from train.launch import ERROR_FILE, default_processes, leave_message
 from train.layout import lay_out
 from train.metrics import read_metrics
+from train.model import IGNORED
 from train.preflight import RUN_NAME, RunRequest, prepare
 from train.recovery import SIGNALS, StopRequest
 from train.run import execute
 from train.sample import Sampling, load_model
+from train.views import open_view
 
 CPU = torch.device("cpu")
 KEYS = {
@@ -59,7 +68,10 @@ def stop(_group):
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokens")
-    write_tokens(directory, [random_tokens(400), random_tokens(400, seed=1)], vocab_size=64)
+    shards, rows = [random_tokens(400), random_tokens(400, seed=1)], [[10, 3, 7] * 15 + [100], [16, 4] * 15 + [100]]
+    write_tokens(directory, shards, vocab_size=64, rows=rows)
+    for method in ("best-fit", "whole"):
+        pack(directory, PackSettings(16, method))
     return directory
 
 
@@ -112,6 +124,7 @@ OPTIONS = [
     ("data__sequence_length", 8, data),
     ("data__global_batch", 2, data),
     ("data__order", "natural", data),
+    ("data__packing", "best-fit", data),
     ("data__validation_chunks", 8, validation_losses),
     ("optimizer__learning_rate", 2e-2, rates),
     ("optimizer__min_learning_rate", 2e-3, rates),
@@ -176,6 +189,35 @@ def test_a_run_validates_at_its_last_step_and_saves_where_it_is_due(default):
     assert validated(default) == [4]
     assert saved(default) == ["step-00000002", "step-00000004"]
     assert [event["event"] for event in default["events"]] == ["start", "save", "save", "finished"]
+
+
+def test_a_packed_run_counts_its_own_targets_and_continues_bit_for_bit(tokens, tmp_path, stop):
+    changes = {"data__packing": "best-fit", "data__validation_chunks": 4}
+    straight = executed(tokens, tmp_path / "straight", stop, **changes)
+    packed = np.concatenate([np.load(tokens / f"packings/best-fit-16/0000{i}.chunks.npy") for i in (0, 1)])
+    order = ReadingOrder((len(packed),), num_held_out=4, seed=0)
+    targets = [int(packed["num_targets"][order.chunks(range(4 * i, 4 * i + 4))].sum()) for i in range(4)]
+    assert column(straight, "tokens") == np.cumsum(targets).tolist()
+    executed(tokens, tmp_path / "run", stop, stop_step=2, **changes)
+    continued = executed(tokens, tmp_path / "run", stop, **changes)
+    assert (continued["records"], continued["progress"]) == (straight["records"], straight["progress"])
+
+
+def test_a_run_is_not_continued_with_another_packing(tokens, tmp_path, stop):
+    run, copy = tmp_path / "run", shutil.copytree(tokens, tmp_path / "tokens")
+    executed(copy, run, stop, stop_step=2, data__packing="best-fit")
+    for packing, message in (
+        ("whole", "recipe.data.packing was best-fit, now whole"),
+        (None, "packing was [0-9a-f]{64}, now None; recipe"),
+    ):
+        with pytest.raises(ConfigError, match=f"run is another run: .*{message}"):
+            executed(copy, run, stop, data__packing=packing)
+    name = PackingName(copy, "best-fit", 16)
+    packing = read_packing(name, read_index(copy))
+    other = dataclasses.replace(packing.shards[1], pieces_sha256="f" * 64)
+    write_packing(name, dataclasses.replace(packing, shards=[packing.shards[0], other]))
+    with pytest.raises(ConfigError, match=r"run is another run: packing was [0-9a-f]{64}, now [0-9a-f]{64}: name"):
+        prepare(RunRequest(copy, run, recipe(data__packing="best-fit")), 1)
 
 
 def test_a_run_without_held_out_chunks_is_not_validated(tokens, tmp_path, stop):
@@ -431,6 +473,28 @@ def test_an_empty_prompt_is_continued(user_run, capsys, sampling):
     arguments = ["sample", str(user_run[0]), "--temperature", str(sampling.temperature), "--max-new-tokens", "5"]
     assert run_command("train", COMMANDS, arguments) == 0
     assert capsys.readouterr().out.startswith("--- step 4 of ")
+
+
+@pytest.mark.slow
+def test_a_packing_is_trained_on_by_two_processes_under_either_strategy(small_tokens, tmp_path):
+    tokens = shutil.copytree(small_tokens, tmp_path / "tokens")
+    packed = run_cli("preprocess", "pack", tokens, "--length", 64)
+    assert (packed.returncode, packed.stderr) == (0, "")
+    command = ("run", tokens, tmp_path / "run", *SMALL, "--data.packing", "best-fit", "--nproc", 2)
+    for options in (("--strategy", "fsdp", "--stop-step", 2), ("--strategy", "pipeline")):
+        done = run_cli("train", *command, *options)
+        assert (done.returncode, done.stderr) == (0, "")
+    records = read_metrics(tmp_path / "run")
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    index = read_index(tokens)
+    config = recipe(data__packing="best-fit", data__sequence_length=64)
+    reader = ChunkReader(open_view(tokens, index, config), config, 0, 1, CPU)
+    digest, count = "", 0
+    for record in records:
+        batch = reader.fetch(4 * (record["step"] - 1))[0]
+        digest, count = chain_digest(digest, batch.row_digests), count + int((batch.targets_BT != IGNORED).sum())
+        assert (record["data_digest"], record["tokens"]) == (digest, count)
+    reader.close()
 
 
 def contents(directory):

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from shared.arrays import write_array
 from shared.config import structure, unstructure
 from shared.format import (
     FORMAT,
+    OFFSET_DTYPE,
     TOKEN_DTYPES,
     TOKENIZER_NAME,
     VERSION,
@@ -20,7 +22,9 @@ from shared.format import (
     Shard,
     Source,
     TokenizerIdentity,
+    documents_path,
     num_chunks,
+    read_index,
     stored_size,
     token_dtype,
     tokens_path,
@@ -88,16 +92,28 @@ def some_ids(batch: int = 2, length: int = 12, vocab: int = 64, seed: int = 0) -
 
 
 def write_tokens(
-    directory: Path, shards: Sequence[Sequence[int]], *, vocab_size: int, end: int = 0, length: int = 16
+    directory: Path,
+    shards: Sequence[Sequence[int]],
+    *,
+    vocab_size: int,
+    end: int = 0,
+    length: int = 16,
+    rows: Sequence[Sequence[int]] | None = None,
 ) -> Index:
-    """A finished dataset that holds these ids; its tokenizer.json is any file."""
+    """A finished dataset that holds these ids; its tokenizer.json is any file.
+
+    `rows` are the sizes of each shard's input rows, end-of-document ids included; without it, a shard is one row.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     dtype = token_dtype(vocab_size)
     (directory / TOKENIZER_NAME).write_text("{}")
-    for number, tokens in enumerate(shards):
+    rows = [[len(tokens)] for tokens in shards] if rows is None else rows
+    documents = []
+    for number, (tokens, sizes) in enumerate(zip(shards, rows, strict=True)):
         ids = np.full(stored_size(len(tokens), length), end, TOKEN_DTYPES[dtype])
         ids[: len(tokens)] = tokens
         np.save(tokens_path(directory, number), ids)
+        documents.append(write_array(documents_path(directory, number), np.cumsum([0, *sizes], dtype=OFFSET_DTYPE)))
     index = Index(
         format=FORMAT,
         version=VERSION,
@@ -106,30 +122,48 @@ def write_tokens(
         text_column="text",
         shard_bytes=1 << 20,
         tokenizer=TokenizerIdentity(hashlib.sha256(b"{}").hexdigest(), vocab_size, "<|end|>", end, []),
-        sources=[Source("a.parquet", 1000, len(shards), "bb")],
-        shards=[_shard(number, len(tokens), length) for number, tokens in enumerate(shards)],
+        sources=[Source("a.parquet", 1000, sum(map(len, rows)), "bb")],
+        shards=[_shard(number, sizes, length, documents[number]) for number, sizes in enumerate(rows)],
     )
     write_index(directory, index)
-    return index
+    return read_index(directory)
 
 
-def _shard(number: int, num_tokens: int, length: int) -> Shard:
+def _shard(number: int, sizes: Sequence[int], length: int, documents_sha256: str) -> Shard:
+    num_tokens = sum(sizes)
     return Shard(
         source=0,
         first_row_group=number,
         num_row_groups=1,
         first_row=number,
-        num_rows=1,
-        num_documents=1,
+        num_rows=len(sizes),
+        num_documents=sum(size > 0 for size in sizes),
         num_null=0,
-        num_empty=0,
+        num_empty=sum(size == 0 for size in sizes),
         text_bytes=num_tokens,
         num_tokens=num_tokens,
         num_chunks=num_chunks(num_tokens, length),
         num_padding=stored_size(num_tokens, length) - num_tokens,
         tokens_sha256="00",
-        documents_sha256="11",
+        documents_sha256=documents_sha256,
     )
+
+
+def write_documents(
+    directory: Path, shards: Sequence[Sequence[int]], *, vocab_size: int = 60_001, end: int = 60_000
+) -> Index:
+    """A dataset with documents of these sizes, end-of-document ids included; a size of 0 is an empty row.
+
+    Ids count up over all shards, but for those that end a document.
+    """
+    tokens, count = [], 0
+    for sizes in shards:
+        ids: list[int] = []
+        for size in sizes:
+            ids += [(count + i) % end for i in range(size - 1)] + [end] * (size > 0)
+            count += max(size - 1, 0)
+        tokens.append(ids)
+    return write_tokens(directory, tokens, vocab_size=vocab_size, end=end, rows=shards)
 
 
 def random_tokens(num_tokens: int, vocab_size: int = 64, seed: int = 0) -> list[int]:

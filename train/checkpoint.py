@@ -101,13 +101,14 @@ class Checkpoints:
     def load(self, path: Path, model: nn.Module, optimizer: Optimizer) -> Progress:
         """Fill the model and the optimizer from a valid checkpoint; return where the run was.
 
-        Raises: FormatError if it is of another dataset or tokenizer, or its tensors are not the model's.
+        Raises: FormatError if it is of another dataset, packing or tokenizer, or its tensors are not the model's.
         """
         manifest = read_sealed(path / MANIFEST_NAME)
-        for name in ("dataset", "tokenizer"):
-            if manifest[name] != self.identity[name]:
+        for name in ("dataset", "packing", "tokenizer"):
+            before, now = manifest.get(name), self.identity[name]  # there were no packings once
+            if before != now:
                 raise FormatError(
-                    f"{path} was trained with {name} {manifest[name][:12]}, this run has {self.identity[name][:12]}: "
+                    f"{path} was trained with {name} {str(before)[:12]}, this run has {str(now)[:12]}: "
                     "continue with the same one, or start another run directory"
                 )
         create_state(optimizer)

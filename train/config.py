@@ -20,6 +20,8 @@ class DataConfig:
     global_batch: int = 32
     """Sequences of one optimizer step, over all ranks."""
     order: Literal["natural", "shuffled"] = "shuffled"
+    packing: Literal["best-fit", "whole"] | None = None
+    """Chunks made by `make pack` for this sequence_length. None: those of the plain stream."""
     validation_chunks: int = 0
     """The last chunks of the dataset, never trained on; a multiple of global_batch."""
 

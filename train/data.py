@@ -1,6 +1,5 @@
-"""Token dataset -> batches. A batch is a pure function of the index, the reading order and a position.
+"""Token dataset -> batches. A batch is a pure function of a view of the dataset, the reading order and a position.
 
-The label shift is made here and nowhere else: a chunk of L + 1 ids gives L inputs and the L ids that follow them.
 What is prefetched is a guess at the next call; it may be thrown away at any time.
 
 Legend: B sequences, T positions.
@@ -11,21 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shared.cursor import ReadingOrder, rank_positions
-from shared.format import Index, open_tokens
+from shared.cursor import Chunks, ReadingOrder, rank_positions
 from train.config import RunConfig
-from train.model import IGNORED
-
-OPEN_SHARDS = 256  # maps kept open: each holds a file descriptor
-DIGEST_BYTES = 16
+from train.views import DIGEST_BYTES, View
 
 
 @dataclass(frozen=True)
@@ -38,30 +31,44 @@ class Batch:
     num_targets: int
     """Real targets of the global batch, over all ranks."""
     row_digests: npt.NDArray[np.uint8]
-    """(B, DIGEST_BYTES): a hash of each sequence's ids."""
+    """(B, DIGEST_BYTES): a hash of all that is in each sequence."""
+    starts_BT: Tensor | None = None
+    """int32: the first position of the document that each position is in; None where documents are not told apart.
+
+    It is all that a mask needs: a position may look at those from there to itself. Padding is a document of its own.
+    """
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with its ids on `device`."""
-        return replace(self, inputs_BT=self.inputs_BT.to(device), targets_BT=self.targets_BT.to(device))
+        """The same batch with its tensors on `device`."""
+        starts_BT = None if self.starts_BT is None else self.starts_BT.to(device)
+        return replace(
+            self, inputs_BT=self.inputs_BT.to(device), targets_BT=self.targets_BT.to(device), starts_BT=starts_BT
+        )
 
-    def split(self, pieces: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets of each microbatch."""
-        return zip(self.inputs_BT.chunk(pieces), self.targets_BT.chunk(pieces), strict=True)
+    def split(self, pieces: int) -> Iterator["Batch"]:
+        """Each microbatch; `num_targets` stays that of the global batch."""
+        size = len(self.inputs_BT) // pieces
+        assert size * pieces == len(self.inputs_BT), "the layout divides a batch evenly"
+        for start in range(0, len(self.inputs_BT), size):
+            rows = slice(start, start + size)
+            yield replace(
+                self,
+                inputs_BT=self.inputs_BT[rows],
+                targets_BT=self.targets_BT[rows],
+                row_digests=self.row_digests[rows],
+                starts_BT=None if self.starts_BT is None else self.starts_BT[rows],
+            )
 
 
 class ChunkReader:
     """Serves the batch at any position; reads the next one ahead."""
 
-    def __init__(
-        self, tokens: Path, index: Index, config: RunConfig, dp_rank: int, dp_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, view: View, config: RunConfig, dp_rank: int, dp_size: int, device: torch.device) -> None:
         self.device = device
-        self.order = reading_order(index, config)
+        self.order = reading_order(view, config)
         self.global_batch = config.data.global_batch
         self.dp_rank, self.dp_size = dp_rank, dp_size
-        self._padding = index.tokenizer.end_of_document_id
-        self._num_tokens = index.shard_tokens()
-        self._open = lru_cache(maxsize=OPEN_SHARDS)(lambda shard: open_tokens(tokens, index, shard))
+        self._view = view
         self._ahead: tuple[int, Future[Batch]] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
 
@@ -85,39 +92,24 @@ class ChunkReader:
     def _read_ahead(self, position: int) -> Future[Batch]:
         return self._thread.submit(self._read, position, self.order.chunks)
 
-    def _read(self, position: int, chunks_at: Callable[[range], npt.NDArray[np.int64]]) -> Batch:
+    def _read(self, position: int, chunks_at: Callable[[range], Chunks]) -> Batch:
         everywhere = chunks_at(rank_positions(position, self.global_batch, 0, 1))
         mine = chunks_at(rank_positions(position, self.global_batch, self.dp_rank, self.dp_size))
-        rows, targets = self._rows(mine)
+        sequences = self._view.read(*self.order.locate(mine))
+        starts = sequences.starts_BT
         return Batch(
-            torch.from_numpy(rows[:, :-1].astype(np.int64)),
-            torch.from_numpy(targets),
-            int(self.order.num_targets(everywhere).sum()),
-            np.stack([_row_digest(row) for row in rows]),
+            torch.from_numpy(sequences.inputs_BT),
+            torch.from_numpy(sequences.targets_BT),
+            self._view.num_targets(*self.order.locate(everywhere)),
+            sequences.row_digests,
+            None if starts is None else torch.from_numpy(starts),
         )
 
-    def _rows(self, chunks: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        """(B, T + 1) ids, padded behind the end of a shard, and the (B, T) targets among them."""
-        length = self.order.length
-        rows = np.full((len(chunks), length + 1), self._padding, dtype=np.uint32)
-        for row, shard, offset in zip(rows, *self.order.locate(chunks), strict=True):
-            first = offset * length
-            end = min(first + length + 1, self._num_tokens[shard])
-            row[: end - first] = self._open(int(shard))[first:end]
-        targets = rows[:, 1:].astype(np.int64)
-        targets[np.arange(length) >= self.order.num_targets(chunks)[:, None]] = IGNORED
-        return rows, targets
 
-
-def reading_order(index: Index, config: RunConfig) -> ReadingOrder:
-    """The order in which `config` reads the dataset of `index`."""
+def reading_order(view: View, config: RunConfig) -> ReadingOrder:
+    """The order in which `config` reads the chunks of `view`."""
     seed = config.training.seed if config.data.order == "shuffled" else None
-    return ReadingOrder(tuple(index.shard_tokens()), config.data.sequence_length, config.data.validation_chunks, seed)
-
-
-def _row_digest(row: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
-    digest = hashlib.blake2b(row.astype("<u4").tobytes(), digest_size=DIGEST_BYTES)
-    return np.frombuffer(digest.digest(), dtype=np.uint8)
+    return ReadingOrder(view.shard_chunks, config.data.validation_chunks, seed)
 
 
 def chain_digest(digest: str, row_digests: npt.NDArray[np.uint8]) -> str:

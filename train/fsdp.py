@@ -32,9 +32,9 @@ class FullyShardedStrategy:
     def forward_backward(self, batch: Batch) -> Tensor:
         """See Strategy. Gradients travel once, after the last microbatch."""
         total = torch.zeros((), device=self.device)
-        for number, (inputs, targets) in enumerate(batch.split(self.layout.microbatches), start=1):
+        for number, microbatch in enumerate(batch.split(self.layout.microbatches), start=1):
             self.sharded.set_requires_gradient_sync(number == self.layout.microbatches)
-            loss = self._loss(inputs, targets) / batch.num_targets
+            loss = self._loss(microbatch) / batch.num_targets
             torch.autograd.backward(
                 loss * self.layout.dp_size
             )  # fully_shard averages over ranks; the loss is a sum over them
@@ -46,8 +46,8 @@ class FullyShardedStrategy:
         """See Strategy."""
         total = torch.zeros((), device=self.device)
         with evaluating(self.model):
-            for inputs, targets in batch.split(self.layout.microbatches):
-                total += self._loss(inputs, targets) / batch.num_targets
+            for microbatch in batch.split(self.layout.microbatches):
+                total += self._loss(microbatch) / batch.num_targets
         self.sharded.reshard()  # a forward pass alone leaves the root's parameters whole: not the optimizer's
         dist.all_reduce(total)
         return total
@@ -60,6 +60,6 @@ class FullyShardedStrategy:
         clip_gradients(self.model.parameters(), norm, max_norm)
         return norm
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         with precision_context(self.config, self.device):
-            return token_loss(self.model(inputs), targets)
+            return token_loss(self.model(batch.inputs_BT), batch.targets_BT)

@@ -11,12 +11,13 @@ from typing import Any
 from shared.config import unstructure
 from shared.cursor import ReadingOrder
 from shared.errors import ConfigError, FormatError
-from shared.format import TOKENIZER_NAME, Index, open_tokens, read_index
+from shared.format import TOKENIZER_NAME, Index, read_index
 from shared.storage import LOCK_NAME, read_sealed, written_name
 from train.architecture import at_least
 from train.config import RunConfig
 from train.data import reading_order
 from train.layout import Layout, lay_out, stage_bytes
+from train.views import View, open_view
 
 RUN_NAME = "run.json"
 CHANGEABLE = {"strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every"}
@@ -43,6 +44,7 @@ class Prepared:
     request: RunRequest
     config: RunConfig
     index: Index
+    view: View
     order: ReadingOrder
     layout: Layout
 
@@ -52,6 +54,7 @@ class Prepared:
         return {
             "recipe": unstructure(self.config),
             "dataset": self.index.fingerprint,
+            "packing": self.view.packing,
             "tokenizer": self.index.tokenizer.sha256,
         }
 
@@ -65,37 +68,42 @@ class Prepared:
 def prepare(request: RunRequest, world_size: int) -> Prepared:
     """The checked request.
 
-    Raises: UserError of the first thing that is wrong with the recipe, dataset, tokenizer, layout, memory or run.
+    Raises: UserError of the first thing that is wrong with the recipe, the data, the layout, the memory or the run.
     """
     if request.stop_step is not None:
         at_least("stop-step", request.stop_step, 1)
     index = read_index(request.tokens)
-    _check_files(request.tokens, index)
+    view = open_view(request.tokens, index, request.config)
+    view.check()
+    _check_tokenizer(request.tokens, index)
     tokenizer = index.tokenizer
     model = request.config.model.resolved(tokenizer.vocab_size, tokenizer.end_of_document_id)
     config = replace(request.config, model=model)
-    order = reading_order(index, config)
-    if order.num_training < config.data.global_batch:
-        raise ConfigError(
-            f"{request.tokens} has {order.bounds[-1]} chunks of {order.length}, of which data.validation_chunks "
-            f"reserves {order.num_held_out}: a global batch of {config.data.global_batch} must be left to train on"
-        )
+    order = reading_order(view, config)
+    _check_order(order, config, request.tokens)
     layout = lay_out(config, world_size)
     _check_memory(config, layout)
-    prepared = Prepared(request, config, index, order, layout)
+    prepared = Prepared(request, config, index, view, order, layout)
     _check_run(prepared)
     return prepared
 
 
-def _check_files(tokens: Path, index: Index) -> None:
-    """Raises: FormatError if a shard is not there in full, or the tokenizer is not the one that made it."""
-    for shard in range(len(index.shards)):
-        open_tokens(tokens, index, shard)
+def _check_tokenizer(tokens: Path, index: Index) -> None:
+    """Raises: FormatError if the tokenizer is not the one that made the dataset."""
     path = tokens / TOKENIZER_NAME
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
     if found != index.tokenizer.sha256:
         raise FormatError(
             f"{path} is {found[:12]}, the dataset was made with {index.tokenizer.sha256[:12]}: put that file back"
+        )
+
+
+def _check_order(order: ReadingOrder, config: RunConfig, tokens: Path) -> None:
+    """Raises: ConfigError if less than a global batch is left to train on."""
+    if order.num_training < config.data.global_batch:
+        raise ConfigError(
+            f"{tokens} has {order.bounds[-1]} chunks of {config.data.sequence_length}, of which data.validation_chunks "
+            f"reserves {order.num_held_out}: a global batch of {config.data.global_batch} must be left to train on"
         )
 
 
