@@ -34,7 +34,7 @@ def measure() -> list[Comparison]:
     limit_threads(1)
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         directory = Path(name)
-        data, tokenizer_path = _input(directory)
+        data, tokenizer_path = text_and_tokenizer(directory)
         files = sorted(data.glob("*.parquet"))
         settings = (
             BuildSettings(),
@@ -70,7 +70,8 @@ def measure() -> list[Comparison]:
         return [everything, reference]
 
 
-def _input(directory: Path) -> tuple[Path, Path]:
+def text_and_tokenizer(directory: Path) -> tuple[Path, Path]:
+    """Where the input is, and a tokenizer.json for it; made in `directory` if need be."""
     if SHARED_DATA.is_dir():
         return SHARED_DATA / "CC-MAIN-2025-26", SHARED_DATA / "tokenizers" / "gpt2" / "tokenizer.json"
     data, first = directory / "corpus", directory / "first"
