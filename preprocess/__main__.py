@@ -21,8 +21,10 @@ from preprocess.config import (
 from shared.command import run_command
 from shared.errors import ConfigError
 from shared.storage import write_file
+from shared.terminal import safe_text
 
 T = TypeVar("T")
+REPORT_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,15 @@ class FinishOptions:
     tokenizer: str | None = None
     """A tokenizer.json; without it, the one already in the dataset's directory, else one trained on the text."""
     vocab_size: int | None = None
-    """Entries of the tokenizer when it is trained (None: 32768)."""
+    """Entries of the tokenizer when it is trained, special tokens included (None: 32768)."""
     sample_megabytes: float = 64
     """Text to train the tokenizer on, spread evenly over the input, in MiB."""
     end_of_document: str | None = None
-    """The token that ends a document (None: the first well-known one)."""
+    """The token that ends a document (None: the first well-known one; <|endoftext|> when it is trained)."""
+    special_tokens: tuple[str, ...] = ()
+    """Other special tokens of the tokenizer when it is trained: they have ids, and no text gives them."""
+    pre_tokenizer: Literal["gpt2", "llama3"] | None = None
+    """How the tokenizer cuts text when it is trained (None: gpt2)."""
     chunk_length: int = 2048
     """Targets in a chunk."""
     text_column: str = "text"
@@ -58,7 +64,8 @@ class FinishOptions:
     def tokenizer_settings(self) -> TokenizerSettings:
         """Where the tokenizer comes from."""
         sample_bytes = int(self.sample_megabytes * MIB)
-        return TokenizerSettings(self.tokenizer, self.end_of_document, self.vocab_size, sample_bytes)
+        trained = (self.vocab_size, sample_bytes, self.special_tokens, self.pre_tokenizer)
+        return TokenizerSettings(self.tokenizer, self.end_of_document, *trained)
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,15 @@ class TokenizerOptions:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The tokenizer.json to write."""
     vocab_size: int = 32768
-    """Entries, the end-of-document token included."""
+    """Entries, special tokens included."""
     sample_megabytes: float = 64
     """Text to train on, spread evenly over the input, in MiB."""
+    end_of_document: str | None = None
+    """The token that ends a document, which gets id 0 (None: <|endoftext|>)."""
+    special_tokens: tuple[str, ...] = ()
+    """Other special tokens, which get the ids from 1 on in this order: no text gives them."""
+    pre_tokenizer: Literal["gpt2", "llama3"] = "gpt2"
+    """How text is cut into the pieces that merges stay inside of; gpt2 trains several times as fast."""
     text_column: str = "text"
     """The parquet column that holds the text."""
 
@@ -103,6 +116,24 @@ class PackOptions:
     """best-fit keeps every token and cuts only longer documents; whole leaves those out."""
     workers: int | None = None
     """Processes that write shards (None: one for each core)."""
+
+
+@dataclass(frozen=True)
+class TokenizerReportOptions:
+    """Show what a tokenizer makes of a sample of parquet text: bytes per token by language, unused ids, entries."""
+
+    tokenizer: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENIZER")]
+    """A tokenizer.json."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """A directory of parquet files, a glob pattern or one file."""
+    sample_megabytes: float = REPORT_BYTES / MIB
+    """Text to look at, spread evenly over the input, in MiB."""
+    end_of_document: str | None = None
+    """The token that ends a document (None: the first well-known one)."""
+    text_column: str = "text"
+    """The parquet column that holds the text."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON for programs: all languages, all unused ids."""
 
 
 @dataclass(frozen=True)
@@ -170,16 +201,32 @@ def tokenizer(argv: Sequence[str]) -> None:
     """Train a tokenizer alone."""
     options = _parse("tokenizer", TokenizerOptions, argv)
     sample_bytes = int(options.sample_megabytes * MIB)
-    settings = TokenizerSettings(vocab_size=options.vocab_size, sample_bytes=sample_bytes)
+    trained = (options.vocab_size, sample_bytes, options.special_tokens, options.pre_tokenizer)
+    settings = TokenizerSettings(None, options.end_of_document, *trained)
     if options.out.exists():
-        raise ConfigError(f"{options.out} exists: name a file that does not")
+        raise ConfigError(f"{safe_text(str(options.out))} exists: name a file that does not")
     from preprocess.build import discover
     from preprocess.provide import train
+    from preprocess.sampling import Sample
+    from preprocess.tokenizer_report import summarize
 
     root, footers, _ = discover(options.data, BuildSettings(text_column=options.text_column))
-    raw = train(root, footers, BuildSettings(text_column=options.text_column), settings)
+    raw = train(Sample(root, footers, options.text_column, sample_bytes), settings.trainer())
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_file(options.out, [raw])
+    looked_at = Sample(root, footers, options.text_column, min(sample_bytes, REPORT_BYTES))
+    print(summarize(options.out, settings.trainer().special_tokens[0], looked_at))
+
+
+def tokenizer_report(argv: Sequence[str]) -> None:
+    """What a tokenizer makes of a sample: bytes per token by language, unused ids, longest entries."""
+    options = _parse("tokenizer-report", TokenizerReportOptions, argv)
+    sample_bytes = TokenizerSettings(sample_bytes=int(options.sample_megabytes * MIB)).sample_bytes
+    from preprocess import tokenizer_report
+    from preprocess.sampling import open_sample
+
+    sample = open_sample(options.data, options.text_column, sample_bytes)
+    tokenizer_report.report(options.tokenizer, options.end_of_document, sample, as_json=options.as_json)
 
 
 def inspect(argv: Sequence[str]) -> None:
@@ -218,6 +265,7 @@ COMMANDS = {
     "finish": finish,
     "pack": pack,
     "tokenizer": tokenizer,
+    "tokenizer-report": tokenizer_report,
     "inspect": inspect,
     "verify": verify,
     "sample-corpus": sample_corpus,

@@ -7,10 +7,13 @@ from typing import Literal
 
 from shared.errors import ConfigError
 from shared.packing import MAX_LENGTH, METHODS
+from shared.terminal import safe_text
 
 MIB = 1 << 20
 DEFAULT_VOCAB_SIZE = 32768
-MIN_VOCAB_SIZE = 257
+NUM_BYTES = 256  # a byte-level vocabulary has an entry for each of them
+END_OF_DOCUMENT = "<|endoftext|>"
+PRE_TOKENIZERS = ("gpt2", "llama3")
 ENGINES = ("gigatoken", "fastokens", "tokenizers")
 
 
@@ -36,10 +39,44 @@ class BuildSettings:
 
 
 @dataclass(frozen=True)
+class TrainerSettings:
+    """The tokenizer to train: at most `vocab_size` entries, the special tokens (the end of a document first) included.
+
+    `pre_tokenizer` says how text is cut into the pieces that merges stay inside of.
+
+    Raises: ConfigError for a value that cannot work.
+    """
+
+    vocab_size: int = DEFAULT_VOCAB_SIZE
+    special_tokens: tuple[str, ...] = (END_OF_DOCUMENT,)
+    pre_tokenizer: str = PRE_TOKENIZERS[0]
+
+    def __post_init__(self) -> None:
+        for number, token in enumerate(self.special_tokens):
+            shown = safe_text(repr(token))
+            if not token.strip() or not token.isprintable():
+                raise ConfigError(f"special token {shown} is blank or not printable: name it like <|name|>")
+            if token in self.special_tokens[:number]:
+                end = ", which is the end-of-document token" if token == self.special_tokens[0] else ""
+                raise ConfigError(f"special token {shown} is named twice{end}: name it once")
+        least = NUM_BYTES + len(self.special_tokens)
+        if self.vocab_size < least:
+            specials = "1 special token" if least == NUM_BYTES + 1 else f"{least - NUM_BYTES:,} special tokens"
+            wanted = f"at least {least:,} ({NUM_BYTES} bytes and {specials}) is wanted"
+            raise ConfigError(f"--vocab-size is {self.vocab_size:,}: {wanted}")
+        if self.pre_tokenizer not in PRE_TOKENIZERS:
+            raise ConfigError(
+                f"--pre-tokenizer is {self.pre_tokenizer!r}: one of {', '.join(PRE_TOKENIZERS)} is wanted"
+            )
+
+
+@dataclass(frozen=True)
 class TokenizerSettings:
     """Where the tokenizer comes from: the file at `path`, or training on the input when there is none.
 
-    A `vocab_size` of None takes what is there: an existing tokenizer as it is, a new one with `DEFAULT_VOCAB_SIZE`.
+    A `vocab_size` or `pre_tokenizer` of None takes what is there: an existing tokenizer as it is, a new one with
+    the defaults. `end_of_document` names the token that ends a document, in a new tokenizer too; `special_tokens` are
+    the others of a new one.
 
     Raises: ConfigError for a value that cannot work.
     """
@@ -48,13 +85,26 @@ class TokenizerSettings:
     end_of_document: str | None = None
     vocab_size: int | None = None
     sample_bytes: int = 64 * MIB
+    special_tokens: tuple[str, ...] = ()
+    pre_tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        if self.vocab_size is not None and self.vocab_size < MIN_VOCAB_SIZE:
-            wanted = f"at least {MIN_VOCAB_SIZE} (every byte and the end of a document) is wanted"
-            raise ConfigError(f"--vocab-size is {self.vocab_size:,}: {wanted}")
         if self.sample_bytes < 1:
             raise ConfigError("--sample-megabytes is too small: at least 1 byte of text to train on is wanted")
+        if self.path is None:
+            self.trainer()
+        elif self.special_tokens or self.pre_tokenizer is not None:
+            named = "--special-tokens" if self.special_tokens else "--pre-tokenizer"
+            raise ConfigError(
+                f"{named} is for a tokenizer to be trained, and --tokenizer gives one: leave one of them out"
+            )
+
+    def trainer(self) -> TrainerSettings:
+        """How a new tokenizer is trained."""
+        end = END_OF_DOCUMENT if self.end_of_document is None else self.end_of_document
+        vocab_size = DEFAULT_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
+        pre_tokenizer = PRE_TOKENIZERS[0] if self.pre_tokenizer is None else self.pre_tokenizer
+        return TrainerSettings(vocab_size, (end, *self.special_tokens), pre_tokenizer)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class GigatokenEngine:
         if self._encoded_bytes + size_bytes > RENEW_BYTES and self._encoded_bytes:
             self._load()
         self._encoded_bytes += size_bytes
-        with _as_engine_error(self.name):
+        with as_engine_error(self.name):
             layout = self._tokenizer.encode_batch(
                 self._strings(bounds, np.frombuffer(data, np.uint8)), parallel=self._parallel
             ).layout
@@ -74,7 +74,7 @@ class GigatokenEngine:
 
     def _load(self) -> None:
         self._encoded_bytes = 0
-        with _as_engine_error(self.name):
+        with as_engine_error(self.name):
             self._tokenizer = self._gigatoken.Tokenizer.from_json(self._json)
 
     def _strings(self, bounds: Any, data: Any) -> Any:
@@ -95,7 +95,7 @@ class FastokensEngine:
     def __init__(self, document: Document, num_threads: int | None = None) -> None:  # noqa: ARG002 (limit_threads does)
         fastokens = import_optional("fastokens")
         self.version = metadata.version("fastokens")
-        with _as_engine_error(self.name):
+        with as_engine_error(self.name):
             self._tokenizer = fastokens.Tokenizer.from_json_str(json.dumps(_without_holes(document)))
 
     @classmethod
@@ -105,7 +105,7 @@ class FastokensEngine:
 
     def encode(self, texts: Any) -> tuple[Ids, Lengths]:
         """As `Engine.encode`."""
-        with _as_engine_error(self.name):
+        with as_engine_error(self.name):
             ids, offsets = self._tokenizer.encode_batch_flat(texts.to_pylist(), split_special_tokens=True)
         starts = np.frombuffer(offsets, np.uint64).astype(np.int64)
         return np.frombuffer(ids, np.uint32), starts[1:] - starts[:-1]
@@ -196,7 +196,8 @@ def import_optional(name: str) -> Any:
 
 
 @contextmanager
-def _as_engine_error(name: str) -> Iterator[None]:
+def as_engine_error(name: str) -> Iterator[None]:
+    """Whatever goes wrong in the library `name` is an EngineError."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):

@@ -6,12 +6,10 @@ encoded by the reference engine.
 """
 
 import json
-import os
 import random
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +18,8 @@ from tokenizers import Tokenizer
 from preprocess.codepoints import CodePoints, Integers
 from preprocess.encode import Engine, EngineError, ReferenceEngine, unequal_texts
 from preprocess.engines import Document, byte_letters
-from shared.errors import FormatError
-from shared.storage import read_sealed, seal, write_sealed
+from preprocess.remember import remembered
+from shared.storage import seal
 from shared.terminal import safe_text
 
 PROBE = 1  # raise it when what is probed changes: older caches are then not read
@@ -102,34 +100,15 @@ def unlike_code_points(
     rules = {name: document[name] for name in ("normalizer", "pre_tokenizer")}
     versions = {"engine": f"{engine.name} {engine.version}", "tokenizers": ReferenceEngine.version}
     question = {"probe": PROBE, "python": unicodedata.unidata_version, "rules": seal(rules), **versions}
-    path = cache_directory() / f"code-points-{seal(question)[:16]}.json"
-    if (known := _cached(path, question)) is not None:
-        return known
-    say(f"comparing {engine.name} {engine.version} with tokenizers on every code point (once)")
-    found = _probe(engine, ReferenceEngine(Tokenizer.from_str(json.dumps(probe_document(document)))), document)
-    if found and min(found) < 0x80:
-        raise EngineError(f"it gives other ids than tokenizers for {chr(min(found))!r}")
-    codepoints = CodePoints.of(found)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_sealed(path, {**question, "ranges": codepoints.ranges})
-    except OSError as error:
-        say(f"{safe_text(str(path))} cannot be written ({error.strerror}): the next build compares them again")
-    return codepoints
 
+    def find() -> dict[str, Any]:
+        say(f"comparing {engine.name} {engine.version} with tokenizers on every code point (once)")
+        found = _probe(engine, ReferenceEngine(Tokenizer.from_str(json.dumps(probe_document(document)))), document)
+        if found and min(found) < 0x80:
+            raise EngineError(f"it gives other ids than tokenizers for {chr(min(found))!r}")
+        return {"ranges": CodePoints.of(found).ranges}
 
-def cache_directory() -> Path:
-    """Where this user's programs keep what can be computed again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "argonne"
-
-
-def _cached(path: Path, question: dict[str, Any]) -> CodePoints | None:
-    """What was found out earlier; None if nothing was, or it is damaged."""
-    try:
-        answer = read_sealed(path)
-    except (OSError, FormatError):
-        return None
-    return CodePoints(answer["ranges"]) if question.items() <= answer.items() else None
+    return CodePoints(remembered("code-points", question, find, say)["ranges"])
 
 
 def probe_document(document: Document) -> Document:

@@ -1,12 +1,16 @@
 """The tokenizer of a build: the one that was given, the one that is already there, or one trained now."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from preprocess.config import DEFAULT_VOCAB_SIZE, BuildSettings, TokenizerSettings
+from tokenizers import Tokenizer
+
+from preprocess import trainer
+from preprocess.config import BuildSettings, TokenizerSettings, TrainerSettings
+from preprocess.sampling import Sample
 from preprocess.sources import Footer
-from preprocess.tokenizer import LoadedTokenizer, load_tokenizer, make_tokenizer, train_tokenizer
+from preprocess.tokenizer import LoadedTokenizer, load_tokenizer, make_tokenizer
 from shared.errors import ConfigError
 from shared.format import TOKENIZER_NAME
 from shared.storage import sha256_file, write_file
@@ -38,27 +42,38 @@ def own_tokenizer(
                 f"{safe_text(str(directory))} has no tokenizer yet, and a part of a build never trains one: give "
                 "--tokenizer FILE, which `python -m preprocess tokenizer DATA FILE` makes"
             )
-        raw = train(root, footers, build_settings, settings)
-        return make_tokenizer(raw, TOKENIZER_NAME, settings.end_of_document)
-    found, wanted = load_tokenizer(path, settings.end_of_document), settings.vocab_size
+        wanted = settings.trainer()
+        column, skip_bad = build_settings.text_column, build_settings.on_bad_file == "skip"
+        raw = train(Sample(root, footers, column, settings.sample_bytes, skip_bad), wanted)
+        return make_tokenizer(raw, TOKENIZER_NAME, wanted.special_tokens[0])
+    found = load_tokenizer(path, settings.end_of_document)
     size = found.identity.vocab_size
     print(f"using the tokenizer that is already there: {safe_text(str(path))} (vocabulary {size:,})", flush=True)
-    if wanted is not None and size > wanted:
-        raise ConfigError(
-            f"{safe_text(str(directory))} was built otherwise: vocabulary: found {size:,}, wanted {wanted:,}: "
-            "leave --vocab-size out, or name another directory"
-        )
+    for option, different in _differences(found, settings):
+        name = safe_text(str(directory))
+        raise ConfigError(f"{name} was built otherwise: {different}: leave {option} out, or name another directory")
     return found
 
 
-def train(root: Path, footers: Sequence[Footer], build_settings: BuildSettings, settings: TokenizerSettings) -> bytes:
-    """The contents of a tokenizer.json trained on the input; prints what it does."""
-    wanted = settings.vocab_size or DEFAULT_VOCAB_SIZE
-    size_mb = min(settings.sample_bytes, sum(footer.text_bytes for footer in footers)) / 1e6
-    print(f"no tokenizer given: training one with {wanted:,} entries on {size_mb:,.1f} MB of the text", flush=True)
+def _differences(found: LoadedTokenizer, wanted: TokenizerSettings) -> Iterator[tuple[str, str]]:
+    """Options that the tokenizer that is there does not meet, and what differs."""
+    size = found.identity.vocab_size
+    if wanted.vocab_size is not None and size > wanted.vocab_size:
+        yield "--vocab-size", f"vocabulary: found {size:,}, wanted {wanted.vocab_size:,}"
+    specials = {token.content for token in found.tokenizer.get_added_tokens_decoder().values() if token.special}
+    for missing in [token for token in wanted.special_tokens if token not in specials]:
+        yield "--special-tokens", f"special tokens: {safe_text(missing)} is wanted and not there"
+    if wanted.pre_tokenizer is not None and not trainer.is_cut_by(found.raw, wanted.pre_tokenizer):
+        yield "--pre-tokenizer", f"pre-tokenizer: {wanted.pre_tokenizer} is wanted and another is there"
+
+
+def train(sample: Sample, settings: TrainerSettings) -> bytes:
+    """The contents of a tokenizer.json trained on the sample; prints what it does."""
+    wanted, size_mb = settings.vocab_size, sample.expected_bytes / 1e6
+    print(f"training a tokenizer with {wanted:,} entries on {size_mb:,.1f} MB of the text", flush=True)
     started_s = time.monotonic()
-    column, skip_bad = build_settings.text_column, build_settings.on_bad_file == "skip"
-    raw, size = train_tokenizer(root, footers, column, wanted, settings.sample_bytes, skip_bad=skip_bad)
+    raw = trainer.train(sample, settings, say=lambda line: print(line, flush=True))
+    size = Tokenizer.from_str(raw.decode()).get_vocab_size()
     print(f"trained a tokenizer with {size:,} entries in {time.monotonic() - started_s:,.1f} s", flush=True)
     if size < wanted:
         print(f"the text is too little for {wanted:,} entries: {size:,} is all that repeats in it", flush=True)

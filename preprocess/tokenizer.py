@@ -1,4 +1,4 @@
-"""tokenizer.json: loaded or trained, and its identity: what a dataset says about the ids it holds.
+"""tokenizer.json: loaded, and its identity: what a dataset says about the ids it holds.
 
 Ids must be the same whenever a text is encoded, so a tokenizer that drops merges at random is refused, and a few
 texts with their ids (golden vectors) travel with the dataset to show that another release still gives the same.
@@ -6,25 +6,20 @@ texts with their ids (golden vectors) travel with the dataset to show that anoth
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
-from preprocess.sources import BadFileError, Footer, read_texts
-from preprocess.trainer import train
+from preprocess.config import END_OF_DOCUMENT
 from shared.errors import InputError
 from shared.format import GoldenVector, TokenizerIdentity
 from shared.terminal import safe_text
 
-END_OF_DOCUMENT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
-SAMPLE_PIECES = 256
+GOLDEN_SPECIALS = 16  # some tokenizers have a thousand
 GOLDEN_TEXTS = (
     "The reader counts chunks; the writer counts tokens.",
     "def area(radius: float) -> float:\n    return 3.14159 * radius**2\n",
@@ -81,7 +76,7 @@ def make_tokenizer(raw: bytes, name: str, end_of_document: str | None) -> Loaded
             vocab_size=max(vocabulary.values()) + 1,  # not len: some vocabularies have holes
             end_of_document=end,
             end_of_document_id=vocabulary[end],
-            golden=golden_vectors(tokenizer),
+            golden=golden_vectors(tokenizer, golden_texts(tokenizer)),
         ),
     )
 
@@ -97,55 +92,16 @@ def _parse(raw: bytes) -> tuple[Tokenizer, float | None]:
     return tokenizer, dropout
 
 
-def golden_vectors(tokenizer: Tokenizer) -> list[GoldenVector]:
-    """The golden texts with the ids that `tokenizer` gives them now."""
-    return [GoldenVector(text, tokenizer.encode(text, add_special_tokens=False).ids) for text in GOLDEN_TEXTS]
+def golden_texts(tokenizer: Tokenizer) -> list[str]:
+    """The texts of the golden vectors: the same for all tokenizers, and one that spells its own special tokens."""
+    added = tokenizer.get_added_tokens_decoder()
+    names = [added[number].content for number in sorted(added) if added[number].special]
+    return [*GOLDEN_TEXTS, f"a{' '.join(names[:GOLDEN_SPECIALS])}b"]
 
 
-def train_tokenizer(
-    root: Path, footers: Sequence[Footer], column: str, vocab_size: int, sample_bytes: int, *, skip_bad: bool = False
-) -> tuple[bytes, int]:
-    """The contents of a tokenizer.json trained on the input (byte-level BPE), and its number of entries.
-
-    The same input gives the same bytes. Too little text gives fewer entries than `vocab_size`.
-    """
-
-    def sample() -> Iterator[list[str]]:
-        return sample_texts(root, footers, column, sample_bytes, skip_bad=skip_bad)
-
-    raw = train(sample, vocab_size, END_OF_DOCUMENT)
-    return raw, Tokenizer.from_str(raw.decode()).get_vocab_size()
-
-
-def sample_texts(
-    root: Path, footers: Sequence[Footer], column: str, sample_bytes: int, *, skip_bad: bool = False
-) -> Iterator[list[str]]:
-    """About `sample_bytes` of text in batches, spread evenly over all row groups; all of it if there is no more.
-
-    Every row group earns its share; one that brings the balance to a worthwhile piece is read from its first row until
-    the balance is spent, so that a sample of a huge input opens a few hundred row groups, not all of them.
-    """
-    total = sum(footer.text_bytes for footer in footers)
-    fraction = sample_bytes / total if total > sample_bytes else math.inf
-    piece_bytes, balance = max(sample_bytes // SAMPLE_PIECES, 1), 0.0
-    for footer in footers:
-        for number, group in enumerate(footer.row_groups):
-            balance += fraction * group.text_bytes if group.text_bytes else 0.0
-            if balance < piece_bytes:
-                continue
-            texts_read = read_texts(root / footer.path, range(number, number + 1), column, piece_bytes)
-            for texts in _readable(texts_read) if skip_bad else texts_read:
-                batch = texts.drop_null().to_pylist()
-                balance -= sum(len(text.encode()) for text in batch)
-                yield batch
-                if balance <= 0:
-                    break
-
-
-def _readable(batches: Iterator[Any]) -> Iterator[Any]:
-    """What can be read of a file that will be left out, if it is damaged, when its shards are written."""
-    with suppress(BadFileError):
-        yield from batches
+def golden_vectors(tokenizer: Tokenizer, texts: Sequence[str]) -> list[GoldenVector]:
+    """The texts with the ids that `tokenizer` gives them now."""
+    return [GoldenVector(text, tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
 
 
 def _end_of_document(name: str, vocabulary: dict[str, int], wanted: str | None) -> str:

@@ -1,138 +1,139 @@
-"""Byte-level BPE with the GPT-2 regex, learned from text: the same tokenizer.json from either of two trainers.
+"""Byte-level BPE, learned from text: the same tokenizer.json from either of two trainers.
 
-`tokenizers` defines what is right. gigatoken's trainer learns the same merges several times as fast, but it does not
-know a least frequency and cuts text by newer Unicode tables; where that could matter its result is not used.
+Ids are laid out as `tokenizers` does it: the special tokens in the order given, so that the end of a document is id 0,
+then the 256 bytes by their letters, then the merges in the order in which they were learned. `tokenizers` defines what
+is right; gigabpe learns the same merges several times as fast, but cuts text in GPT-2's way only.
 """
 
 import json
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+import tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from preprocess import fast_trainer
+from preprocess.config import TrainerSettings
 from preprocess.encode import EngineError
-from preprocess.engines import Document, GigatokenEngine, byte_letters, import_optional, ordinary
-from preprocess.parity import unlike_code_points
+from preprocess.engines import byte_letters
+from preprocess.fast_trainer import Merges
+from preprocess.remember import remembered
+from shared.errors import ConfigError
+from shared.terminal import safe_text
 
 MIN_FREQUENCY = 2  # a pair seen once is no pattern
-BYTES_PER_ENTRY = 200  # of text; with less, gigatoken spends minutes on pairs seen once
-TOO_LITTLE = "the text is too little for that many entries"
-Batches = Callable[[], Iterable[list[str]]]
-Merges = list[tuple[str, str]]
+PROBE = 1  # raise it when what is probed changes: older answers are then not read
+# Source: the regex of Llama 3, spelled as in its tokenizer.json: the fast engines know it by this string.
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 
 
-def train(batches: Batches, vocab_size: int, special_token: str) -> bytes:
-    """The contents of a tokenizer.json with at most `vocab_size` entries, trained on the texts of `batches`.
+def train(texts: Iterable[Any], settings: TrainerSettings, say: Callable[[str], None] = print) -> bytes:
+    """The contents of a tokenizer.json trained on `texts`, large_string arrays without nulls that are read repeatedly.
 
-    The same texts give the same bytes, whichever trainer is there.
+    The same texts give the same bytes, whichever trainer is there; `say` is told which one trains, and why.
+
+    Raises: ConfigError if a special token could be learned from text.
     """
+    refuse_learnable(settings)
     try:
-        return _train_fast(batches(), vocab_size, special_token)
-    except EngineError:
-        return train_reference(batches(), vocab_size, special_token)
+        merges = _learn_fast(texts, settings, say)
+    except EngineError as error:
+        say(f"training with tokenizers {tokenizers.__version__}, which is slower: {error}")
+        return train_reference(texts, settings)
+    return tokenizer_file(merges, settings)
 
 
-def train_reference(batches: Iterable[list[str]], vocab_size: int, special_token: str) -> bytes:
+def train_reference(texts: Iterable[Any], settings: TrainerSettings) -> bytes:
     """As `train`, by `tokenizers`."""
-    tokenizer = _byte_level(models.BPE())
+    tokenizer = _byte_level(models.BPE(), settings.pre_tokenizer)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=settings.vocab_size,
         min_frequency=MIN_FREQUENCY,
-        special_tokens=[special_token],
+        special_tokens=list(settings.special_tokens),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(batches, trainer)
+    tokenizer.train_from_iterator((batch.to_pylist() for batch in texts), trainer)
     return tokenizer.to_str(pretty=False).encode()
 
 
-def _train_fast(batches: Iterable[list[str]], vocab_size: int, special_token: str) -> bytes:
-    """As `train`, by gigatoken.
+def tokenizer_file(merges: Merges, settings: TrainerSettings) -> bytes:
+    """The tokenizer.json with as many of these merges, in order, as there is room for."""
+    entries = dict.fromkeys([*settings.special_tokens, *sorted(byte_letters())])
+    kept = []
+    for one, two in merges:
+        if len(entries) == settings.vocab_size:
+            break
+        entries[one + two] = None  # which may be there: two merges can make the same entry
+        kept.append((one, two))
+    vocabulary = {entry: number for number, entry in enumerate(entries)}
+    tokenizer = _byte_level(models.BPE(vocabulary, kept), settings.pre_tokenizer)
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in settings.special_tokens]
+    )
+    return tokenizer.to_str(pretty=False).encode()
 
-    Raises: EngineError if it is not there or could give other merges than `tokenizers`.
+
+def refuse_learnable(settings: TrainerSettings) -> None:
+    """Raise ConfigError for a special token that text could be given as: one that may also come of merges.
+
+    Merges stay inside a piece and are written in the letters of bytes, so a token that is cut into several pieces, or
+    has another character, never comes of them.
     """
-    gigatoken = import_optional("gigatoken")
-    import_optional("awkward")
-    empty = ordinary(_file([], special_token))
-    unlike = unlike_code_points(GigatokenEngine, empty, lambda line: print(line, flush=True))
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "sample.parquet"
-        size_bytes = _write(path, batches, lambda texts: not len(unlike.texts_with(texts)))
-        if size_bytes < vocab_size * BYTES_PER_ENTRY:
-            raise EngineError(TOO_LITTLE)
-        source = gigatoken.ParquetFileSource([str(path)])
-        with _quiet():
-            _, merges = gigatoken.train_bpe(source, vocab_size, [special_token])
-        letters = byte_letters()
-        raw = _file(
-            [("".join(letters[byte] for byte in one), "".join(letters[byte] for byte in two)) for one, two in merges],
-            special_token,
-        )
-        document = json.loads(raw)
-        if len(document["model"]["vocab"]) != vocab_size or _last_frequency(path, document) < MIN_FREQUENCY:
-            raise EngineError(TOO_LITTLE)
-        return raw
+    cut = _byte_level(models.BPE(), settings.pre_tokenizer).pre_tokenizer
+    for token in settings.special_tokens:
+        is_cut = token.isascii() and len(cut.pre_tokenize_str(token)) > 1
+        if set(token) <= set(byte_letters()) and not is_cut:
+            shown = safe_text(repr(token))
+            raise ConfigError(f"special token {shown} could be learned from text too: name it like <|name|>")
 
 
-def _byte_level(model: models.BPE) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def is_cut_by(raw: bytes, pre_tokenizer: str) -> bool:
+    """Whether the tokenizer.json `raw` cuts text as the one of `train_reference` with this pre-tokenizer does."""
+    own = json.loads(_byte_level(models.BPE(), pre_tokenizer).to_str())
+    return all(json.loads(raw).get(part) == own[part] for part in ("normalizer", "pre_tokenizer"))
+
+
+def _learn_fast(texts: Iterable[Any], settings: TrainerSettings, say: Callable[[str], None]) -> Merges:
+    """Merges for all of the vocabulary by gigabpe.
+
+    Raises: EngineError if it is not there, or the merges would be others than those of `tokenizers`.
+    """
+    if settings.pre_tokenizer != "gpt2":
+        raise EngineError(f"{fast_trainer.NAME} cuts text as gpt2 does, not as {settings.pre_tokenizer} does")
+    label = fast_trainer.label()
+    question = {"probe": PROBE, "trainer": label, "tokenizers": tokenizers.__version__}
+
+    def find() -> dict[str, Any]:
+        say(f"comparing {label} with tokenizers {tokenizers.__version__} (once)")
+        return {"equal": learns_alike([pa.array(fast_trainer.probe_texts(), pa.large_string())])}
+
+    if not remembered("trainer", question, find, say)["equal"]:
+        raise EngineError(f"{label} learns other merges from some code points or odd texts")
+    say(f"training with {label}, checked against tokenizers {tokenizers.__version__}")
+    return fast_trainer.learn(texts, settings.vocab_size, MIN_FREQUENCY)
+
+
+def learns_alike(texts: Iterable[Any]) -> bool:
+    """Whether both trainers learn the same of `texts`, down to the last pair that is there twice.
+
+    Raises: EngineError if the fast one cannot learn.
+    """
+    everything = TrainerSettings(vocab_size=1 << 20)
+    merges = fast_trainer.learn(texts, everything.vocab_size, MIN_FREQUENCY)
+    return tokenizer_file(merges, everything) == train_reference(texts, everything)
+
+
+def _byte_level(model: models.BPE, pre_tokenizer: str) -> Tokenizer:
+    tokenizer, to_bytes = Tokenizer(model), pre_tokenizers.ByteLevel
+    if pre_tokenizer == "llama3":
+        split = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes(add_prefix_space=False, use_regex=False)])
+    else:
+        tokenizer.pre_tokenizer = to_bytes(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
-
-
-def _file(merges: Merges, special_token: str) -> bytes:
-    """The tokenizer.json with these merges, its ids laid out as `tokenizers` does: special, bytes by letter, merges."""
-    entries = dict.fromkeys([special_token, *sorted(byte_letters()), *(one + two for one, two in merges)])
-    tokenizer = _byte_level(models.BPE({entry: number for number, entry in enumerate(entries)}, merges))
-    tokenizer.add_special_tokens([AddedToken(special_token, special=True, normalized=False)])
-    return tokenizer.to_str(pretty=False).encode()
-
-
-def _write(path: Path, batches: Iterable[list[str]], fits: Callable[[Any], bool]) -> int:
-    """Write the texts as a parquet file, which is what gigatoken reads; their size in bytes."""
-    size_bytes = 0
-    with pq.ParquetWriter(path, pa.schema([("text", pa.large_string())]), compression="none") as writer:
-        for batch in batches:
-            texts = pa.array(batch, pa.large_string())
-            if not fits(texts):
-                raise EngineError("the text has code points that the trainers cut in different ways")
-            writer.write_table(pa.table({"text": texts}))
-            size_bytes += sum(len(text.encode()) for text in batch)
-    return size_bytes
-
-
-def _last_frequency(path: Path, document: Document) -> int:
-    """How often the last merge is made in the text: at most as often as its trainer counted, and no merge is rarer."""
-    engine, last = GigatokenEngine(ordinary(json.dumps(document).encode())), max(document["model"]["vocab"].values())
-    found = 0
-    for batch in pq.ParquetFile(path).iter_batches():
-        found += int(np.count_nonzero(engine.encode(batch.column(0))[0] == last))
-        if found >= MIN_FREQUENCY:
-            break
-    return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing reaches the terminal: the trainer prints from Rust, below Python's own streams."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept, nowhere = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
-    try:
-        for stream in (1, 2):
-            os.dup2(nowhere, stream)
-        yield
-    finally:
-        for stream, descriptor in zip((1, 2), kept, strict=True):
-            os.dup2(descriptor, stream)
-            os.close(descriptor)
-        os.close(nowhere)

@@ -419,7 +419,7 @@ def test_the_command_says_what_it_found_and_made(small_input, tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0].startswith("found 2 files, 400 rows, ")
     assert lines[0].endswith("in natural order: 000_00009.parquet ... 000_00010.parquet")
-    assert lines[1].startswith("no tokenizer given: training one with 600 entries on ")
+    assert lines[1].startswith("training a tokenizer with 600 entries on ")
     for word in ("documents", "tokens", "chunks of 32", "bytes per token", "MB/s", "fingerprint"):
         assert word in lines[-1]
 

@@ -8,7 +8,8 @@ import pytest
 from preprocess import parity
 from preprocess.encode import EngineError, ReferenceEngine
 from preprocess.engines import GigatokenEngine, ordinary
-from preprocess.parity import OddTexts, cache_directory, odd_texts, probe_document, unlike_code_points
+from preprocess.parity import OddTexts, odd_texts, probe_document, unlike_code_points
+from preprocess.remember import cache_directory
 from preprocess.tokenizer import load_tokenizer
 
 NEW = "\u088f\u0c5c\U000323b0"  # letters since Unicode 17

@@ -1,14 +1,16 @@
 import json
+import re
 
 import pytest
 from tokenizers import Tokenizer
 
 from preprocess import trainer
-from preprocess.config import TokenizerSettings
-from preprocess.encode import EngineError
-from preprocess.sources import find_sources, read_footer
-from preprocess.tokenizer import GOLDEN_TEXTS, golden_vectors, load_tokenizer, sample_texts, train_tokenizer
+from preprocess.build import build
+from preprocess.config import BuildSettings, TokenizerSettings, TrainerSettings
+from preprocess.sampling import open_sample
+from preprocess.tokenizer import GOLDEN_TEXTS, golden_vectors, load_tokenizer, make_tokenizer
 from shared.errors import ConfigError, InputError
+from shared.format import read_index
 from tests.helpers import run_cli
 
 
@@ -28,11 +30,6 @@ def changed(tokenizer_path, tmp_path):
 def rename_end(document, name):
     document["added_tokens"][0]["content"] = name
     document["model"]["vocab"][name] = document["model"]["vocab"].pop("<|endoftext|>")
-
-
-def footers_of(directory):
-    root, files = find_sources(str(directory))
-    return root, [read_footer(file, root, "text") for file in files]
 
 
 def test_the_identity_names_the_bytes_the_vocabulary_and_the_end(tokenizer_path):
@@ -84,77 +81,92 @@ def test_truncation_and_padding_of_the_file_are_not_applied(changed):
 
 def test_golden_vectors_are_exact_and_tell_another_tokenizer(tokenizer_path, small_input):
     loaded = load_tokenizer(tokenizer_path, None)
-    assert [vector.text for vector in loaded.identity.golden] == list(GOLDEN_TEXTS)
+    texts = [vector.text for vector in loaded.identity.golden]
+    assert texts == [*GOLDEN_TEXTS, "a<|endoftext|>b"]
     assert [
         loaded.tokenizer.decode(vector.ids, skip_special_tokens=False) for vector in loaded.identity.golden
-    ] == list(GOLDEN_TEXTS)
-    other, _ = train_tokenizer(*footers_of(small_input), "text", 300, 1 << 20)
-    assert golden_vectors(Tokenizer.from_str(other.decode())) != loaded.identity.golden
+    ] == texts
+    other = trainer.train(open_sample(str(small_input), "text", 1 << 20), TrainerSettings(300), lambda line: None)
+    assert golden_vectors(Tokenizer.from_str(other.decode()), texts) != loaded.identity.golden
 
 
-def test_training_is_deterministic_and_round_trips_any_byte(small_input):
-    raw, size = train_tokenizer(*footers_of(small_input), "text", 600, 100_000)
-    assert (raw, size) == train_tokenizer(*footers_of(small_input), "text", 600, 100_000)
-    assert size == 600
-    tokenizer = Tokenizer.from_str(raw.decode())
-    text = "".join(map(chr, range(256))) + "\U0001f30a \u6d77"
-    assert tokenizer.decode(tokenizer.encode(text).ids) == text
-
-
-@pytest.mark.parametrize("vocab_size", [257, 300, 2048, 4000])
-def test_the_fast_trainer_gives_the_bytes_of_the_reference(real_texts, vocab_size):
-    pytest.importorskip("gigatoken")
-    texts = [*real_texts, *real_texts[:50], "", "\u6d77\u306f<|endoftext|>\x00\n\n  a"]
-    fast = trainer._train_fast([texts[:90], texts[90:]], vocab_size, "<|endoftext|>")
-    assert fast == trainer.train_reference([texts], vocab_size, "<|endoftext|>")
-
-
-@pytest.mark.parametrize(
-    ("texts", "reason"),
-    [
-        (["abcdefgh " * 2, "xyz"], trainer.TOO_LITTLE),  # gigatoken is not even tried
-        (["x" * 60_000, "abcdefgh"], trainer.TOO_LITTLE),  # it runs out of merges
-        (["the cat " * 99 + " \u088f"], "code points that the trainers cut in different ways"),
-    ],
-)
-def test_the_fast_trainer_is_not_used_where_it_could_differ(texts, reason):
-    pytest.importorskip("gigatoken")
-    with pytest.raises(EngineError, match=reason):
-        trainer._train_fast([texts], 280, "<|endoftext|>")
-    expected = trainer.train_reference([texts], 280, "<|endoftext|>")
-    assert trainer.train(lambda: [texts], 280, "<|endoftext|>") == expected
-
-
-def test_the_fast_trainer_does_not_write_to_the_terminal(real_texts, capfd):
-    pytest.importorskip("gigatoken")
-    trainer._train_fast([real_texts], 300, "<|endoftext|>")
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_sample_is_all_of_a_small_input_and_spread_over_a_large_one(small_input, real_texts):
-    root, footers = footers_of(small_input)
-    everything = [text for batch in sample_texts(root, footers, "text", 1 << 30) for text in batch]
-    assert everything == real_texts
-    few = {text for batch in sample_texts(root, footers, "text", 100_000) for text in batch}
-    assert 50_000 < sum(len(text.encode()) for text in few) < 500_000
-    assert few & set(real_texts[:200])
-    assert few <= set(real_texts)
+def test_golden_vectors_spell_the_special_tokens_of_the_tokenizer_as_text(small_input):
+    specials = ("<eos>", *(f"<|{number}|>" for number in range(20)))
+    raw = trainer.train(
+        open_sample(str(small_input), "text", 1 << 20), TrainerSettings(300, specials), lambda line: None
+    )
+    identity = make_tokenizer(raw, "t.json", "<eos>").identity
+    spelled = identity.golden[-1]
+    assert spelled.text == f"a{' '.join(specials[:16])}b"
+    assert min(spelled.ids) >= len(specials)
 
 
 def test_the_command_trains_a_tokenizer_once_and_says_when_the_text_is_too_little(tmp_path, small_input):
-    done = run_cli("preprocess", "tokenizer", small_input, tmp_path / "t.json", "--vocab-size", 1_000_000)
-    assert done.returncode == 0
+    options = ("--vocab-size", 1_000_000, "--end-of-document", "<eos>", "--special-tokens", "<|a|>", "<|b|>")
+    done = run_cli("preprocess", "tokenizer", small_input, tmp_path / "t.json", *options)
+    assert done.returncode == 0, done.stderr
     assert "the text is too little for 1,000,000 entries" in done.stdout
-    assert load_tokenizer(tmp_path / "t.json", None).identity.vocab_size > 1000
+    loaded = load_tokenizer(tmp_path / "t.json", None)
+    assert loaded.identity.vocab_size > 1000
+    assert [loaded.tokenizer.id_to_token(number) for number in range(4)] == ["<eos>", "<|a|>", "<|b|>", "!"]
+    entries = f"{loaded.identity.vocab_size:,} entries"
+    assert re.search(rf"t.json: {entries}, [1-9]\.\d\d bytes per token on \S+ MB .*, \S+ ids unused", done.stdout)
     again = run_cli("preprocess", "tokenizer", small_input, tmp_path / "t.json")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "exists: name a file that does not" in again.stderr
 
 
+def test_a_dataset_with_a_tokenizer_of_its_own_names_its_special_tokens(tmp_path, small_input):
+    options = ("--vocab-size", 600, "--pre-tokenizer", "llama3", "--special-tokens", "<|im_start|>", "<|im_end|>")
+    options += ("--end-of-document", "<eos>", "--engine", "tokenizers")
+    command = ("preprocess", "tokenize", small_input, tmp_path / "out", *options)
+    done = run_cli(*command)
+    assert done.returncode == 0, done.stderr
+    index = read_index(tmp_path / "out")
+    assert (index.tokenizer.end_of_document, index.tokenizer.end_of_document_id) == ("<eos>", 0)
+    assert index.tokenizer.golden[-1].text == "a<eos> <|im_start|> <|im_end|>b"
+    raw = (tmp_path / "out/tokenizer.json").read_bytes()
+    assert trainer.is_cut_by(raw, "llama3")
+    assert not trainer.is_cut_by(raw, "gpt2")
+    assert "is complete: nothing to do" in run_cli(*command).stdout
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"vocab_size": 256}, "--vocab-size is 256: at least 257"),
+        (
+            {"special_tokens": ("<|im_start|>",)},
+            r"special tokens: <\|im_start\|> is wanted .*: leave --special-tokens out",
+        ),
+        (
+            {"pre_tokenizer": "llama3"},
+            "pre-tokenizer: llama3 is wanted and another is there: leave --pre-tokenizer out",
+        ),
+        ({"vocab_size": 600}, "vocabulary: found 2,048, wanted 600: leave --vocab-size out"),
+    ],
+)
+def test_a_tokenizer_that_is_there_and_is_not_the_one_asked_for_is_refused(small_tokens, small_input, option, message):
+    with pytest.raises(ConfigError, match=f"was built otherwise: {message}, or name another directory"):
+        build(str(small_input), small_tokens, BuildSettings(64, "text", 100_000), TokenizerSettings(**option))
+    same = TokenizerSettings(pre_tokenizer="gpt2", end_of_document="<|endoftext|>", vocab_size=2048)
+    assert build(str(small_input), small_tokens, BuildSettings(64, "text", 100_000), same)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"vocab_size": 256}, r"--vocab-size is 256: at least 257 \(256 bytes and 1 special token\) is wanted"),
+        ({"vocab_size": 258, "special_tokens": ("<|a|>", "<|b|>")}, r"at least 259 \(256 bytes and 3 special tokens\)"),
+        ({"special_tokens": ("",)}, "special token '' is blank or not printable: name it like"),
+        ({"special_tokens": (" ",)}, "special token ' ' is blank or not printable"),
+        ({"special_tokens": ("<\x1b[2J>",)}, r"special token '<\\x1b\[2J>' is blank or not printable"),
+        ({"special_tokens": ("<|a|>", "<|a|>")}, r"special token '<\|a\|>' is named twice: name it once"),
+        ({"special_tokens": ("<|endoftext|>",)}, "is named twice, which is the end-of-document token: name it once"),
+        ({"special_tokens": ("<e>",), "end_of_document": "<e>"}, "'<e>' is named twice, which is the end-of-document"),
+        ({"end_of_document": ""}, "special token '' is blank or not printable"),
+        ({"pre_tokenizer": "gpt5"}, "--pre-tokenizer is 'gpt5': one of gpt2, llama3 is wanted"),
+        ({"path": "t.json", "special_tokens": ("<|a|>",)}, "--special-tokens is for a tokenizer to be trained"),
+        ({"path": "t.json", "pre_tokenizer": "gpt2"}, "--pre-tokenizer is for a tokenizer to be trained"),
         ({"sample_bytes": 0}, "--sample-megabytes is too small"),
     ],
 )
