@@ -1,7 +1,7 @@
 # Everything runs in .venv, which make sets up itself. PY=python3 uses that interpreter's environment instead.
 
 DATA      ?= ../data/CC-MAIN-2025-26
-TOKENS    ?= $(patsubst %/,%,$(patsubst %/*.parquet,%,$(DATA)))-tokens
+TOKENS    ?= $(patsubst %/,%,$(patsubst %/*.parquet,%,$(patsubst %/*.jsonl,%,$(patsubst %/*.jsonl.zst,%,$(DATA)))))-tokens
 TOKENIZER ?=
 CHUNK_LENGTH ?= 2048
 VOCAB_SIZE ?=
@@ -47,7 +47,7 @@ demo: $(READY) ## everything once on two cores: corpus, tokenizer, dataset, two 
 	@$(MAKE) --no-print-directory sample RUN=$(DEMO)/run PROMPT='def '
 	@$(MAKE) --no-print-directory report RUN=$(DEMO)/run
 
-tokenize: $(READY) ## parquet text -> token dataset (DATA=dir TOKENS=dir TOKENIZER=file CHUNK_LENGTH=n VOCAB_SIZE=n ARGS=...)
+tokenize: $(READY) ## text -> token dataset (DATA=dir TOKENS=dir TOKENIZER=file CHUNK_LENGTH=n VOCAB_SIZE=n ARGS=...)
 	$(PYTHON) -m preprocess tokenize "$(DATA)" "$(TOKENS)" --chunk-length $(CHUNK_LENGTH) \
 		$(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") $(if $(VOCAB_SIZE),--vocab-size $(VOCAB_SIZE)) $(ARGS)
 

@@ -1,1 +1,1 @@
-"""Text -> token dataset: parquet in, memory-mapped shards of token ids out. Never imports torch or `train`."""
+"""Text -> token dataset: files in, memory-mapped shards of token ids out. Never imports torch or `train`."""

@@ -32,7 +32,7 @@ class FinishOptions:
     """Write the index of a token dataset whose parts are all written, or say what is missing."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A directory of parquet files, a glob pattern or one file."""
+    """A directory of *.parquet, *.jsonl and *.jsonl.zst files, a glob pattern or one file."""
     tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
     """The directory of the token dataset."""
     tokenizer: str | None = None
@@ -50,7 +50,7 @@ class FinishOptions:
     chunk_length: int = 2048
     """Targets in a chunk."""
     text_column: str = "text"
-    """The parquet column that holds the text."""
+    """The column (in JSON lines the key) that holds the text."""
     shard_megabytes: float = 256
     """Text in a shard, in MiB: a shard is closed when it has that much."""
     on_bad_file: Literal["stop", "skip"] = "stop"
@@ -70,7 +70,7 @@ class FinishOptions:
 
 @dataclass(frozen=True)
 class TokenizeOptions(FinishOptions):
-    """Turn parquet text into a token dataset; running it again continues it."""
+    """Turn text into a token dataset; running it again continues it."""
 
     workers: int | None = None
     """Processes that write shards, of one thread each (None: one for each core)."""
@@ -84,10 +84,10 @@ class TokenizeOptions(FinishOptions):
 
 @dataclass(frozen=True)
 class TokenizerOptions:
-    """Train a byte-level BPE tokenizer on parquet text."""
+    """Train a byte-level BPE tokenizer on text."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A directory of parquet files, a glob pattern or one file."""
+    """A directory of *.parquet, *.jsonl and *.jsonl.zst files, a glob pattern or one file."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The tokenizer.json to write."""
     vocab_size: int = 32768
@@ -101,7 +101,7 @@ class TokenizerOptions:
     pre_tokenizer: Literal["gpt2", "llama3"] = "gpt2"
     """How text is cut into the pieces that merges stay inside of; gpt2 trains several times as fast."""
     text_column: str = "text"
-    """The parquet column that holds the text."""
+    """The column (in JSON lines the key) that holds the text."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from preprocess.plan import Plan, Settings, differences, index_settings, make_pl
 from preprocess.progress import Progress
 from preprocess.provide import given_tokenizer, keep_tokenizer, own_tokenizer
 from preprocess.skip import read_footers
-from preprocess.sources import Footer, find_sources
+from preprocess.sources import Footer, find_sources, has_footer
 from preprocess.tokenizer import LoadedTokenizer
 from preprocess.workers import write_on_workers
 from preprocess.writer import complete_shard, receipt_settings
@@ -93,6 +93,10 @@ def discover(data: str, settings: BuildSettings) -> Inputs:
     Raises: InputError if there is no text, or a file that cannot be read and may not be left out.
     """
     root, files = find_sources(data)
+    unknown = [file for file in files if not has_footer(file)]
+    if unknown:
+        size_gb = sum(file.stat().st_size for file in unknown) / 1e9
+        print(f"reading {len(unknown):,} files of JSON lines ({size_gb:,.2f} GB) once to count their rows", flush=True)
     footers, skipped = read_footers(files, root, settings.text_column, skip_bad=settings.on_bad_file == "skip")
     for source in skipped[:MAX_SHOWN]:
         print(safe_text(f"leaving out {source.path}: {source.reason}"), flush=True)

@@ -1,19 +1,21 @@
 """Input files left out whole: `--on-bad-file skip`.
 
-A file whose footer cannot be read has no place in the plan. One that turns out damaged while it is read keeps its
-place, and all of its shards are written without a document: so no other shard is renumbered or written again, and it
-does not matter which worker found the damage, in which shard, or when. The reason is the first damage from the start of
-the file, whatever was found first. The receipts of such shards are the durable record of the decision.
+A file whose footer cannot be read (of JSON lines: found) has no place in the plan. One that turns out damaged while it
+is read keeps its place, and all of its shards are written without a document: so no other shard is renumbered or
+written again, and it does not matter which worker found the damage, in which shard, or when. The reason is the first
+damage from the start of the file, whatever was found first. The receipts of such shards are the durable record of the
+decision.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from preprocess.plan import Plan
-from preprocess.sources import BadFileError, Footer, natural_key, read_footer, read_texts
+from preprocess.sources import BadFileError, Footer, natural_key, read_footer, read_texts, try_footers
 from preprocess.writer import npy
 from shared.errors import FormatError
 from shared.format import (
@@ -37,14 +39,15 @@ def read_footers(
     Raises: BadFileError for the first file that cannot be read, unless such files may be skipped.
     """
     footers, skipped = [], []
-    for file in files:
-        try:
-            footers.append(read_footer(file, root, column))
-        except BadFileError as error:
-            if not skip_bad:
-                raise
-            size_bytes = file.stat().st_size
-            skipped.append(SkippedSource(file.relative_to(root).as_posix(), size_bytes, error.reason))
+    with closing(try_footers(files, root, column)) as found:
+        for file, footer in zip(files, found, strict=True):
+            if isinstance(footer, Footer):
+                footers.append(footer)
+            elif skip_bad:
+                size_bytes = file.stat().st_size
+                skipped.append(SkippedSource(file.relative_to(root).as_posix(), size_bytes, footer.reason))
+            else:
+                raise footer
     return footers, skipped
 
 

@@ -16,7 +16,7 @@ from preprocess.check import ShardCheck
 from preprocess.choose import Engines
 from preprocess.encode import EngineError, Ids, Lengths, ReferenceEngine
 from preprocess.plan import Plan, PlannedShard
-from preprocess.sources import read_texts
+from preprocess.sources import has_footer, read_texts
 from shared.arrays import check_array, npy_header
 from shared.config import structure
 from shared.errors import ConfigError, FormatError, InputError
@@ -61,11 +61,7 @@ def write_shard(directory: Path, root: Path, plan: Plan, number: int, *, engines
     planned = plan.shards[number]
     packed, made_by = _encode_checked(root / plan.sources[planned.source].path, planned, plan, engines, report)
     sizes = np.concatenate([*packed.sizes, np.zeros(0, np.int64)])
-    if len(sizes) != planned.num_rows:
-        raise InputError(
-            f"{safe_text(str(root / plan.sources[planned.source].path))} gave {len(sizes):,} rows where its footer "
-            f"promised {planned.num_rows:,}: it changed or is damaged; run again with a whole file"
-        )
+    _check_unchanged(root, plan, planned, len(sizes))
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(OFFSET_DTYPE)
     num_tokens, length = int(offsets[-1]), plan.build.chunk_length
     dtype, stored = TOKEN_DTYPES[token_dtype(plan.tokenizer.vocab_size)], stored_size(num_tokens, length)
@@ -161,6 +157,23 @@ def _encode_checked(
         else:
             return packed, {**check.receipt(), "failovers": failovers}
     raise AssertionError("the last engine is the reference, which has no other to differ from")
+
+
+def _check_unchanged(root: Path, plan: Plan, planned: PlannedShard, num_rows: int) -> None:
+    """Nothing, if the shard's source gave the rows that were planned and has the size that it had then.
+
+    Raises: InputError if not.
+    """
+    source = plan.sources[planned.source]
+    path = root / source.path
+    name, remedy = safe_text(str(path)), "run again with a whole file"
+    if num_rows != planned.num_rows:
+        said = f"its {'footer' if has_footer(path) else 'first reading'} promised {planned.num_rows:,}"
+        raise InputError(f"{name} gave {num_rows:,} rows where {said}: it changed or is damaged; {remedy}")
+    if (size_bytes := path.stat().st_size) != source.size_bytes:
+        raise InputError(
+            f"{name} has {size_bytes:,} bytes and had {source.size_bytes:,} when it was planned: it changed; {remedy}"
+        )
 
 
 def _encode(path: Path, planned: PlannedShard, plan: Plan, check: ShardCheck, packed: Packed, report: Report) -> None:

@@ -34,7 +34,7 @@ OFFSET_DTYPE: np.dtype = np.dtype("<u8")
 
 @dataclass(frozen=True)
 class Source:
-    """An input file: `path` relative to the input directory, `identity` the sha256 of its footer."""
+    """An input file: `path` relative to the input directory, `identity` a sha256 of its footer or of all of it."""
 
     path: str
     size_bytes: int

@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 
 from shared.format import TOKENIZER_NAME, open_documents, open_tokens, read_index
 
@@ -21,6 +23,23 @@ def write_parquet(path: Path, texts: Sequence[str | None], *, rows_per_group: in
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table({"id": [str(i) for i in range(len(texts))], column: pa.array(texts, pa.string())})
     pq.write_table(table, path, row_group_size=rows_per_group, compression="zstd")
+    return path
+
+
+def zstd(data: bytes, **options) -> bytes:
+    """One zstd frame of `data`."""
+    return zstandard.ZstdCompressor(**options).compress(data)
+
+
+def write_jsonl(path: Path, rows: Sequence[dict | str | None], *, frames: int = 1) -> Path:
+    """JSON lines of the rows, of which a string or null is a text; with .zst in the name in so many zstd frames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    objects = [row if isinstance(row, dict) else {"id": str(i), "text": row} for i, row in enumerate(rows)]
+    data = b"".join(json.dumps(row, ensure_ascii=i % 2 == 0).encode() + b"\n" for i, row in enumerate(objects))
+    if path.suffix == ".zst":
+        size = -(-max(len(data), 1) // frames)
+        data = b"".join(zstd(data[i : i + size]) for i in range(0, size * frames, size))
+    path.write_bytes(data)
     return path
 
 

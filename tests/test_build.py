@@ -1,9 +1,10 @@
+import hashlib
 import os
 import re
 import shutil
 import signal
 import time
-from itertools import chain
+from itertools import chain, cycle, islice
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preprocess import jsonl
 from preprocess.__main__ import main
 from preprocess.build import build
 from preprocess.choose import Engines
@@ -24,6 +26,7 @@ from preprocess.writer import pack, receipt_settings, write_shard
 from shared.errors import ConfigError, FormatError, InputError, UserError
 from shared.format import TOKEN_DTYPES, open_tokens, read_index, stored_size
 from shared.storage import exclusive, write_sealed
+from tests import jsonl_cases
 from tests.helpers import (
     contents,
     dataset_rows,
@@ -31,6 +34,7 @@ from tests.helpers import (
     read_column,
     run_cli,
     start_cli,
+    write_jsonl,
     write_parquet,
 )
 
@@ -167,6 +171,68 @@ def test_a_valid_file_without_documents_alone_is_refused(bad_data, tokenizer_pat
     with pytest.raises(InputError, match=message):
         tokenize(bad_data / f"{name}.parquet", tmp_path / "out", tokenizer_path)
     assert not (tmp_path / "out/index.json").exists()
+
+
+@pytest.mark.parametrize("name", jsonl_cases.VALID)
+def test_a_valid_odd_json_lines_file_becomes_exactly_its_documents(tokenizer_path, tmp_path, name):
+    file_name, data, texts = jsonl_cases.VALID[name]
+    (tmp_path / file_name).write_bytes(data)
+    tokenize(tmp_path / file_name, tmp_path / "out", tokenizer_path)
+    index = check_exactly_once(tmp_path / "out", texts, 64)
+    assert [(source.path, source.identity) for source in index.sources] == [
+        (file_name, hashlib.sha256(data).hexdigest())
+    ]
+
+
+@pytest.mark.parametrize("name", jsonl_cases.EMPTY)
+def test_json_lines_without_documents_alone_are_refused(tokenizer_path, tmp_path, name):
+    file_name, data, message = jsonl_cases.EMPTY[name]
+    (tmp_path / file_name).write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        tokenize(tmp_path / file_name, tmp_path / "out", tokenizer_path)
+    write_jsonl(tmp_path / "in/b.jsonl", ["a"])
+    (tmp_path / file_name).rename(tmp_path / "in" / file_name)
+    index = tokenize(tmp_path / "in", tmp_path / "among", tokenizer_path)
+    assert ([source.num_rows for source in index.sources][1], len(index.sources)) == (1, 2)
+
+
+@pytest.mark.slow
+def test_a_huge_line_comes_back_whole(real_texts, tokenizer_path, tmp_path):
+    huge = "".join(islice(cycle(real_texts), 4000))[:20_000_000]
+    write_jsonl(tmp_path / "in/a.jsonl.zst", ["a", huge, "b"], frames=5)
+    tokenize(tmp_path / "in", tmp_path / "out", tokenizer_path)
+    tokenizer = plain_tokenizer(tmp_path / "out")
+    texts = [tokenizer.decode(ids[:-1], skip_special_tokens=False) for _, _, ids in dataset_rows(tmp_path / "out")]
+    assert texts == ["a", huge, "b"]
+
+
+def test_the_kind_of_file_does_not_change_a_token(real_texts, tokenizer_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jsonl, "GROUP_BYTES", 50_000)
+    write_parquet(tmp_path / "parquet/2.parquet", real_texts[:100], rows_per_group=25)
+    write_parquet(tmp_path / "parquet/10.parquet", real_texts[100:200])
+    write_jsonl(tmp_path / "mixed/2.jsonl.zst", real_texts[:100], frames=3)
+    write_parquet(tmp_path / "mixed/9.parquet", real_texts[100:150])
+    write_jsonl(tmp_path / "mixed/10.jsonl", real_texts[150:200])
+    tokenize(tmp_path / "parquet", tmp_path / "one", tokenizer_path)
+    capsys.readouterr()
+    index = tokenize(tmp_path / "mixed", tmp_path / "two", tokenizer_path)
+    assert capsys.readouterr().out.startswith(
+        "reading 2 files of JSON lines (0.00 GB) once to count their rows\nfound 3 "
+    )
+    assert sum(shard.source == 0 for shard in index.shards) > 1
+    one, two = dataset_rows(tmp_path / "one"), dataset_rows(tmp_path / "two")
+    assert [ids for _, _, ids in two] == [ids for _, _, ids in one]
+    assert [(path, row) for path, row, _ in two] == [
+        (path, row) for path, rows in (("2.jsonl.zst", 100), ("9.parquet", 50), ("10.jsonl", 50)) for row in range(rows)
+    ]
+
+
+def test_a_tokenizer_is_trained_on_json_lines_as_on_parquet(real_texts, tmp_path):
+    write_parquet(tmp_path / "parquet/a.parquet", real_texts[:100])
+    write_jsonl(tmp_path / "jsonl/a.jsonl.zst", real_texts[:100])
+    for name in ("parquet", "jsonl"):
+        assert main(["tokenizer", str(tmp_path / name), str(tmp_path / f"{name}.json"), "--vocab-size", "400"]) == 0
+    assert (tmp_path / "jsonl.json").read_bytes() == (tmp_path / "parquet.json").read_bytes()
 
 
 def test_files_without_documents_among_others_are_in_the_index(bad_data, tokenizer_path, tmp_path):
@@ -389,6 +455,20 @@ def test_an_input_that_changed_after_planning_is_refused(tmp_path, tokenizer_pat
     write_parquet(path, ["a"])
     with pytest.raises(InputError, match=r"gave 1 rows where its footer promised 3: it changed or is damaged"):
         write_shard(tmp_path, tmp_path / "in", plan, 0, engines=Engines(tokenizer), report=lambda *_: None)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst"])
+def test_json_lines_that_changed_after_planning_are_refused(tmp_path, tokenizer_path, name):
+    tokenizer = load_tokenizer(tokenizer_path, None)
+    path = write_jsonl(tmp_path / name, ["a", "b", "c"])
+    plan = make_plan([read_footer(path, tmp_path, "text")], BuildSettings(), tokenizer.identity)
+    for texts, message in (
+        (["a"], "gave 1 rows where its first reading promised 3: it changed or is damaged; run again with a whole"),
+        (["a", "b", "other"], "has .* bytes and had .* when it was planned: it changed; run again with a whole file"),
+    ):
+        write_jsonl(path, texts)
+        with pytest.raises(InputError, match=message):
+            write_shard(tmp_path, tmp_path, plan, 0, engines=Engines(tokenizer), report=lambda *_: None)
 
 
 def test_a_sealed_file_that_is_no_receipt_is_refused(tmp_path):

@@ -57,6 +57,8 @@ def test_make_without_a_target_helps():
         (["tokenize"], '"../data/CC-MAIN-2025-26" "../data/CC-MAIN-2025-26-tokens" --chunk-length 2048'),
         (["tokenize", "DATA=x/", "CHUNK_LENGTH=64"], '"x/" "x-tokens" --chunk-length 64'),
         (["tokenize", "DATA=x/*.parquet"], '"x/*.parquet" "x-tokens"'),
+        (["tokenize", "DATA=x/*.jsonl"], '"x/*.jsonl" "x-tokens"'),
+        (["tokenize", "DATA=x/*.jsonl.zst"], '"x/*.jsonl.zst" "x-tokens"'),
         (["tokenize", "TOKENIZER=t.json", "VOCAB_SIZE=512"], '--tokenizer "t.json" --vocab-size 512'),
         (["inspect", "TOKENS=t", "CHUNK=7", "ARGS=--json"], 'inspect "t" --chunk 7 --json'),
         (["pack", "TOKENS=t"], 'pack "t" --length 2048 --method best-fit'),

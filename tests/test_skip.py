@@ -11,7 +11,8 @@ from preprocess.report import inspect
 from shared.errors import ConfigError, FormatError, InputError
 from shared.format import SkippedSource, read_index
 from shared.storage import read_sealed, write_sealed
-from tests.helpers import contents, dataset_rows, plain_tokenizer, write_parquet
+from tests import jsonl_cases
+from tests.helpers import contents, dataset_rows, plain_tokenizer, write_jsonl, write_parquet
 
 SKIP = BuildSettings(64, "text", 3000, "skip")
 STOP = BuildSettings(64, "text", 3000)
@@ -169,6 +170,24 @@ def test_a_receipt_that_does_not_say_why_is_refused(data, tokens, tokenizer_path
     write_sealed(path, {key: value for key, value in read_sealed(path).items() if key != "reason"})
     with pytest.raises(FormatError, match="does not say why its input was left out: delete it and run again"):
         run(data, tmp_path / "out", SKIP, tokenizer_path)
+
+
+def test_every_kind_of_bad_json_lines_file_can_be_left_out(tokenizer_path, tmp_path):
+    bad = jsonl_cases.INVALID | {f"far in {name}": case for name, case in jsonl_cases.FAR_IN.items()}
+    for name, (file_name, data, _) in bad.items():
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / file_name).write_bytes(data)
+    write_jsonl(tmp_path / "in/a.jsonl.zst", ["good"])
+    index = run(tmp_path / "in", tmp_path / "out", SKIP, tokenizer_path)
+    reasons = {source.path.split("/")[0]: source.reason for source in index.skipped}
+    assert sorted(reasons) == sorted(bad)
+    assert all(message in reasons[name] for name, (_, _, message) in bad.items())
+    assert not any(str(tmp_path) in reason for reason in reasons.values())
+    assert {source.path.split("/")[0] for source in index.sources} == {
+        "a.jsonl.zst", *(f"far in {name}" for name in jsonl_cases.FAR_IN)
+    }  # fmt: skip
+    (ids,) = [ids for _, _, ids in dataset_rows(tmp_path / "out") if ids]
+    assert plain_tokenizer(tmp_path / "out").decode(ids[:-1]) == "good"
 
 
 def test_every_kind_of_bad_file_can_be_left_out(bad_data, tokenizer_path, tmp_path):

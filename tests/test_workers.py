@@ -29,6 +29,7 @@ from tests.helpers import (
     run_cli,
     start_cli,
     workers_of,
+    write_jsonl,
     write_parquet,
 )
 
@@ -89,6 +90,28 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(data, straight, tokeni
         == 0
     )
     assert contents(tmp_path / "out") == contents(straight)
+
+
+def test_json_lines_give_the_same_bytes_by_any_number_of_workers_and_through_a_kill(
+    real_texts, tokenizer_path, tmp_path
+):
+    for number in range(8):
+        write_jsonl(
+            tmp_path / f"in/{number}.jsonl.zst", real_texts[number * 50 : number * 50 + 50], frames=1 + number % 2
+        )
+    straight = run_cli("preprocess", "tokenize", tmp_path / "in", tmp_path / "one", *OPTIONS, "--workers", 1,
+                       "--tokenizer", tokenizer_path)  # fmt: skip
+    assert straight.returncode == 0, straight.stderr
+    process = start(tmp_path / "in", tmp_path / "two", tokenizer_path, "--workers", 2)
+    await_that(lambda: len(list((tmp_path / "two").glob("[0-9]*.json"))) > 1, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "two/index.json").exists()
+    resumed = start(tmp_path / "in", tmp_path / "two", tokenizer_path, "--workers", 2)
+    out, error = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, error
+    assert "shards are already there: writing the others" in out
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 def test_workers_with_the_fastest_engine_give_the_same_arrays_and_index(data, straight, tokenizer_path, tmp_path):
