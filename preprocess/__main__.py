@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import tyro
 
@@ -18,152 +17,25 @@ from preprocess.config import (
     num_cores,
     parse_part,
 )
+from preprocess.options import (
+    REPORT_BYTES,
+    DuplicatesOptions,
+    FinishOptions,
+    InspectOptions,
+    PackOptions,
+    SampleCorpusOptions,
+    TokenizeOptions,
+    TokenizerOptions,
+    TokenizerReportOptions,
+    VerifyOptions,
+)
 from shared.command import run_command
 from shared.errors import ConfigError
+from shared.format import Selection
 from shared.storage import write_file
 from shared.terminal import safe_text
 
 T = TypeVar("T")
-REPORT_BYTES = 16 * MIB
-
-
-@dataclass(frozen=True)
-class FinishOptions:
-    """Write the index of a token dataset whose parts are all written, or say what is missing."""
-
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A directory of *.parquet, *.jsonl and *.jsonl.zst files, a glob pattern or one file."""
-    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
-    """The directory of the token dataset."""
-    tokenizer: str | None = None
-    """A tokenizer.json; without it, the one already in the dataset's directory, else one trained on the text."""
-    vocab_size: int | None = None
-    """Entries of the tokenizer when it is trained, special tokens included (None: 32768)."""
-    sample_megabytes: float = 64
-    """Text to train the tokenizer on, spread evenly over the input, in MiB."""
-    end_of_document: str | None = None
-    """The token that ends a document (None: the first well-known one; <|endoftext|> when it is trained)."""
-    special_tokens: tuple[str, ...] = ()
-    """Other special tokens of the tokenizer when it is trained: they have ids, and no text gives them."""
-    pre_tokenizer: Literal["gpt2", "llama3"] | None = None
-    """How the tokenizer cuts text when it is trained (None: gpt2)."""
-    chunk_length: int = 2048
-    """Targets in a chunk."""
-    text_column: str = "text"
-    """The column (in JSON lines the key) that holds the text."""
-    shard_megabytes: float = 256
-    """Text in a shard, in MiB: a shard is closed when it has that much."""
-    on_bad_file: Literal["stop", "skip"] = "stop"
-    """What to do about an input file that cannot be read: stop, or leave it out whole and say so in the index."""
-
-    def build_settings(self) -> BuildSettings:
-        """What decides the bytes."""
-        shard_bytes = int(self.shard_megabytes * MIB)
-        return BuildSettings(self.chunk_length, self.text_column, shard_bytes, self.on_bad_file)
-
-    def tokenizer_settings(self) -> TokenizerSettings:
-        """Where the tokenizer comes from."""
-        sample_bytes = int(self.sample_megabytes * MIB)
-        trained = (self.vocab_size, sample_bytes, self.special_tokens, self.pre_tokenizer)
-        return TokenizerSettings(self.tokenizer, self.end_of_document, *trained)
-
-
-@dataclass(frozen=True)
-class TokenizeOptions(FinishOptions):
-    """Turn text into a token dataset; running it again continues it."""
-
-    workers: int | None = None
-    """Processes that write shards, of one thread each (None: one for each core)."""
-    part: str | None = None
-    """i/n: write only every n-th shard, as task i of a job array in one shared directory; the last writes the index."""
-    engine: Literal["gigatoken", "fastokens", "tokenizers"] | None = None
-    """The engine to try first (None: the fastest); the dataset is the same with all of them."""
-    verify: Literal["sample", "full"] = "sample"
-    """What is encoded by a second engine and compared: a sample of every shard, or all of it."""
-
-
-@dataclass(frozen=True)
-class TokenizerOptions:
-    """Train a byte-level BPE tokenizer on text."""
-
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A directory of *.parquet, *.jsonl and *.jsonl.zst files, a glob pattern or one file."""
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The tokenizer.json to write."""
-    vocab_size: int = 32768
-    """Entries, special tokens included."""
-    sample_megabytes: float = 64
-    """Text to train on, spread evenly over the input, in MiB."""
-    end_of_document: str | None = None
-    """The token that ends a document, which gets id 0 (None: <|endoftext|>)."""
-    special_tokens: tuple[str, ...] = ()
-    """Other special tokens, which get the ids from 1 on in this order: no text gives them."""
-    pre_tokenizer: Literal["gpt2", "llama3"] = "gpt2"
-    """How text is cut into the pieces that merges stay inside of; gpt2 trains several times as fast."""
-    text_column: str = "text"
-    """The column (in JSON lines the key) that holds the text."""
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """Cut the tokens of a dataset into chunks that respect its documents, beside its plain stream."""
-
-    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
-    """The directory of the token dataset."""
-    length: int
-    """Targets in a chunk: the data.sequence-length of the runs that read it."""
-    method: Literal["best-fit", "whole"] = "best-fit"
-    """best-fit keeps every token and cuts only longer documents; whole leaves those out."""
-    workers: int | None = None
-    """Processes that write shards (None: one for each core)."""
-
-
-@dataclass(frozen=True)
-class TokenizerReportOptions:
-    """Show what a tokenizer makes of a sample of parquet text: bytes per token by language, unused ids, entries."""
-
-    tokenizer: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENIZER")]
-    """A tokenizer.json."""
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A directory of parquet files, a glob pattern or one file."""
-    sample_megabytes: float = REPORT_BYTES / MIB
-    """Text to look at, spread evenly over the input, in MiB."""
-    end_of_document: str | None = None
-    """The token that ends a document (None: the first well-known one)."""
-    text_column: str = "text"
-    """The parquet column that holds the text."""
-    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False
-    """Print JSON for programs: all languages, all unused ids."""
-
-
-@dataclass(frozen=True)
-class InspectOptions:
-    """Show what a token dataset holds."""
-
-    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
-    """The directory of the token dataset."""
-    chunk: int | None = None
-    """Show this chunk (counted over all shards) instead of the whole."""
-    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False
-    """Print JSON for programs."""
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    """Read all of a token dataset against its checksums."""
-
-    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
-    """The directory of the token dataset."""
-
-
-@dataclass(frozen=True)
-class SampleCorpusOptions:
-    """Make a small real corpus from this Python installation's own text."""
-
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The directory for its parquet files."""
-    megabytes: float = 16
-    """Text to collect, in millions of bytes."""
 
 
 def tokenize(argv: Sequence[str]) -> None:
@@ -172,7 +44,8 @@ def tokenize(argv: Sequence[str]) -> None:
     settings, tokenizer = options.build_settings(), options.tokenizer_settings()
     workers = num_cores() if options.workers is None else options.workers
     part = None if options.part is None else parse_part(options.part)
-    execution = Execution(workers, part, EngineSettings(options.engine, options.verify))
+    engines = EngineSettings(options.engine, options.verify, options.token_counts)
+    execution = Execution(workers, part, engines)
     from preprocess.build import build
 
     build(options.data, options.tokens, settings, tokenizer, execution)
@@ -185,6 +58,16 @@ def finish(argv: Sequence[str]) -> None:
     from preprocess.build import finish
 
     finish(options.data, options.tokens, settings, tokenizer)
+
+
+def duplicates(argv: Sequence[str]) -> None:
+    """Find the texts that repeat others, before a build in parts."""
+    options = _parse("duplicates", DuplicatesOptions, argv)
+    settings, tokenizer = replace(options, drop_duplicates=True).build_settings(), options.tokenizer_settings()
+    workers = num_cores() if options.workers is None else options.workers
+    from preprocess.build import find_duplicates
+
+    find_duplicates(options.data, options.tokens, settings, tokenizer, Execution(workers))
 
 
 def pack(argv: Sequence[str]) -> None:
@@ -205,16 +88,18 @@ def tokenizer(argv: Sequence[str]) -> None:
     settings = TokenizerSettings(None, options.end_of_document, *trained)
     if options.out.exists():
         raise ConfigError(f"{safe_text(str(options.out))} exists: name a file that does not")
-    from preprocess.build import discover
+    from preprocess.discover import discover
     from preprocess.provide import train
     from preprocess.sampling import Sample
     from preprocess.tokenizer_report import summarize
 
-    root, footers, _ = discover(options.data, BuildSettings(text_column=options.text_column))
-    raw = train(Sample(root, footers, options.text_column, sample_bytes), settings.trainer())
+    selection = Selection(options.where)
+    found = discover(options.data, BuildSettings(text_column=options.text_column, selection=selection))
+    sample = Sample(found.root, found.footers, options.text_column, sample_bytes, selection=selection)
+    raw = train(sample, settings.trainer())
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_file(options.out, [raw])
-    looked_at = Sample(root, footers, options.text_column, min(sample_bytes, REPORT_BYTES))
+    looked_at = replace(sample, size_bytes=min(sample_bytes, REPORT_BYTES))
     print(summarize(options.out, settings.trainer().special_tokens[0], looked_at))
 
 
@@ -225,7 +110,7 @@ def tokenizer_report(argv: Sequence[str]) -> None:
     from preprocess import tokenizer_report
     from preprocess.sampling import open_sample
 
-    sample = open_sample(options.data, options.text_column, sample_bytes)
+    sample = open_sample(options.data, options.text_column, sample_bytes, Selection(options.where))
     tokenizer_report.report(options.tokenizer, options.end_of_document, sample, as_json=options.as_json)
 
 
@@ -263,6 +148,7 @@ def _parse(command: str, options: type[T], argv: Sequence[str]) -> T:
 COMMANDS = {
     "tokenize": tokenize,
     "finish": finish,
+    "duplicates": duplicates,
     "pack": pack,
     "tokenizer": tokenizer,
     "tokenizer-report": tokenizer_report,

@@ -6,6 +6,8 @@ from shared.errors import FormatError
 from shared.format import Index
 from shared.terminal import safe_text
 
+FATES = ("documents", "null", "empty", "filtered", "duplicate", "other_split", "skipped")
+
 
 def check_accounts(index: Index) -> None:
     """Nothing, if every row and every byte of the inputs is accounted for.
@@ -22,12 +24,13 @@ def check_accounts(index: Index) -> None:
 def problems(index: Index) -> Iterator[str]:
     """One phrase for each sum that does not add up."""
     for number, shard in enumerate(index.shards):
-        parts = shard.num_documents + shard.num_null + shard.num_empty + shard.num_skipped
-        if parts != shard.num_rows:
-            yield (
-                f"shard {number} has {shard.num_rows:,} rows, but {shard.num_documents:,} documents, "
-                f"{shard.num_null:,} null, {shard.num_empty:,} empty and {shard.num_skipped:,} skipped make {parts:,}"
-            )
+        fates = {name: getattr(shard, f"num_{name}") for name in FATES}
+        if sum(fates.values()) != shard.num_rows:
+            found = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in fates.items())
+            yield f"shard {number} has {shard.num_rows:,} rows, but {found} make {sum(fates.values()):,}"
+        if shard.read_bytes != shard.text_bytes + shard.rejected_bytes:
+            behind = f"{shard.text_bytes:,} behind its tokens and {shard.rejected_bytes:,} rejected"
+            yield f"shard {number} read {shard.read_bytes:,} bytes of text, but {behind}"
         # A document is at least a byte of text, and at least a token and its end.
         if shard.num_tokens < 2 * shard.num_documents or shard.text_bytes < shard.num_documents:
             behind = f"{shard.num_tokens:,} tokens and {shard.text_bytes:,} bytes of text"

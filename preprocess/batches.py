@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 BATCH_BYTES = 8 << 20
@@ -18,6 +19,20 @@ class Rows(NamedTuple):
 
     texts: Any
     others: Any
+
+
+def text_sizes(texts: Any) -> npt.NDArray[np.int64]:
+    """Bytes of each text of a large_string array, 0 for a null.
+
+    >>> text_sizes(pa.array(["a", None, "\u00e9"], pa.large_string())).tolist()
+    [1, 0, 2]
+    """
+    if not len(texts):
+        return np.zeros(0, np.int64)
+    sizes: npt.NDArray[np.int64] = np.diff(
+        np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    )
+    return np.where(texts.is_valid().to_numpy(zero_copy_only=False), sizes, 0) if texts.null_count else sizes
 
 
 def split(rows: Rows, max_bytes: int) -> Iterator[Rows]:

@@ -18,10 +18,7 @@ def commit(job: Job, shards: dict[int, Shard], progress: Progress, num_new: int)
     index = _index(job, skip_rest(directory, job.plan, shards))
     name = safe_text(str(directory))
     if not sum(shard.num_documents for shard in index.shards):
-        raise InputError(
-            "no documents: every text in the input is null or empty"
-            f"{' or in a file that cannot be read' if index.skipped else ''}; name an input that holds text"
-        )
+        raise InputError(f"no documents: {_why_none(index)}")
     check_accounts(index)
     if (directory / INDEX_NAME).exists() and read_index(directory) == index:
         print(f"{name} is complete: nothing to do" if not num_new else f"{name} is complete again")
@@ -29,6 +26,16 @@ def commit(job: Job, shards: dict[int, Shard], progress: Progress, num_new: int)
         write_index(directory, index)
     print(summary(read_index(directory), progress))
     return read_index(directory)
+
+
+def _why_none(index: Index) -> str:
+    """Why a dataset has no document, and what to do."""
+    if sum(shard.num_other_split for shard in index.shards) and index.selection.split == "validation":
+        return "no text was drawn for validation; give a larger --validation-share"
+    if sum(shard.num_filtered for shard in index.shards):
+        return "every row is null, empty or left out by --where; ask for other rows"
+    unreadable = " or in a file that cannot be read" if index.skipped else ""
+    return f"every text in the input is null or empty{unreadable}; name an input that holds text"
 
 
 def _index(job: Job, shards: dict[int, Shard]) -> Index:
@@ -43,6 +50,7 @@ def _index(job: Job, shards: dict[int, Shard]) -> Index:
         tokenizer=plan.tokenizer,
         sources=list(plan.sources),
         shards=in_order,
+        selection=plan.build.selection,
         skipped=skipped_sources(job.directory, plan, in_order),
     )
 
@@ -54,7 +62,12 @@ def summary(index: Index, progress: Progress) -> str:
     )
     speed = progress.new_bytes / 1e6 / max(progress.elapsed_s, 1e-9)
     ran = f"{speed:.2f} MB/s over {progress.elapsed_s:,.1f} s" if progress.new_bytes else "nothing was encoded"
-    left_out = f"; {len(index.skipped):,} input files left out" if index.skipped else ""
+    counts = {
+        "rows filtered out": sum(shard.num_filtered for shard in index.shards),
+        "duplicates dropped": sum(shard.num_duplicate for shard in index.shards),
+        "input files left out": len(index.skipped),
+    }
+    left_out = "".join(f"; {count:,} {name}" for name, count in counts.items() if count)
     return (
         f"{documents:,} documents, {index.num_tokens:,} tokens, {chunks:,} chunks of {index.chunk_length:,}, "
         f"{text_bytes / index.num_tokens:.2f} bytes per token; {ran}{left_out}; fingerprint {index.fingerprint[:12]}"

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.errors import ConfigError
+from shared.format import Selection
 from shared.packing import MAX_LENGTH, METHODS
 from shared.terminal import safe_text
 
 MIB = 1 << 20
+EVERY_ROW = Selection()
 DEFAULT_VOCAB_SIZE = 32768
 NUM_BYTES = 256  # a byte-level vocabulary has an entry for each of them
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -28,8 +30,11 @@ class BuildSettings:
     text_column: str = "text"
     shard_bytes: int = 256 * MIB
     on_bad_file: Literal["stop", "skip"] = "stop"
+    selection: Selection = EVERY_ROW
 
     def __post_init__(self) -> None:
+        if not 0 <= self.selection.validation_share < 1:
+            raise ConfigError(f"--validation-share is {self.selection.validation_share:g}: 0 to below 1 is wanted")
         if self.chunk_length < 1:
             raise ConfigError(f"--chunk-length is {self.chunk_length}: at least 1 token per chunk is wanted")
         if self.shard_bytes < 1:
@@ -112,13 +117,15 @@ class EngineSettings:
     """How text is encoded; nothing here changes a byte of the dataset.
 
     `engine` is the first to be tried (None: the fastest), `verify` what is compared with a second engine: a "sample" of
-    every shard or the "full" text; `num_threads` is for this process (None: all cores).
+    every shard or the "full" text; `token_counts` names a column that holds how many ids each text should have;
+    `num_threads` is for this process (None: all cores).
 
     Raises: ConfigError for a value that cannot work.
     """
 
     engine: str | None = None
     verify: str = "sample"
+    token_counts: str | None = None
     num_threads: int | None = None
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from preprocess.config import EngineSettings
 from preprocess.plan import Plan
@@ -18,17 +18,30 @@ if TYPE_CHECKING:
 Report = Callable[[int, int], None]  # bytes of text and tokens since the last call
 Write = Callable[[int, Report], Shard]
 Say = Callable[[str], None]
+Done_co = TypeVar("Done_co", covariant=True)
 
 
 def silent(_: str) -> None:
     """Say nothing: a worker's parent has said it."""
 
 
+class Work(Protocol[Done_co]):
+    """Something to be done with each shard of `plan`, as plain data that crosses to a worker and is opened there."""
+
+    @property
+    def plan(self) -> Plan:
+        """The shards, by number."""
+
+    def open(self, num_threads: int | None = None, say: Say = silent) -> Callable[[int, Report], Done_co]:
+        """A function that does it with one shard and returns what is to be known of that."""
+
+
 @dataclass(frozen=True)
 class Job:
     """Writes shards of `plan` from the inputs under `root` to `directory` with the tokenizer.json `tokenizer`.
 
-    `engines` says how; the bytes are the same in any case.
+    `engines` says how; the bytes are the same in any case. `duplicates` is the directory with the list of the rows that
+    are dropped because they repeat others, if they are.
     """
 
     directory: Path
@@ -36,6 +49,7 @@ class Job:
     plan: Plan
     tokenizer: bytes
     engines: EngineSettings
+    duplicates: Path | None = None
 
     def open(self, num_threads: int | None = None, say: Say = silent) -> Write:
         """A function that writes one shard by its number; `say` is told which engine encodes and which are not used.
@@ -43,6 +57,8 @@ class Job:
         It raises: UserError for whatever the user can mend.
         """
         from preprocess.choose import Engines  # here, so that a worker sets its number of threads before
+        from preprocess.duplicates import Duplicates
+        from preprocess.select import Selector
         from preprocess.skip import write_skipped
         from preprocess.tokenizer import make_tokenizer
         from preprocess.writer import write_shard
@@ -51,10 +67,15 @@ class Job:
         settings = self.engines if num_threads is None else replace(self.engines, num_threads=num_threads)
         engines = Engines(make_tokenizer(self.tokenizer, TOKENIZER_NAME, end), settings, say=say)
         engines.announce()
+        duplicates = None if self.duplicates is None else Duplicates(self.duplicates, self.plan)
 
         def write(number: int, report: Report) -> Shard:
+            source = self.plan.shards[number].source
+            selector = Selector(self.plan.build.selection, duplicates.of(source) if duplicates else None)
             try:
-                return write_shard(self.directory, self.root, self.plan, number, engines=engines, report=report)
+                return write_shard(
+                    self.directory, self.root, self.plan, number, engines=engines, selector=selector, report=report
+                )
             except BadFileError:
                 reason = self._reason_to_skip(number)
                 if reason is None:
@@ -67,10 +88,12 @@ class Job:
         """Why the source of shard `number` is to be left out: its first damage, if such files may be left out."""
         if self.plan.build.on_bad_file == "stop":
             return None
+        from preprocess.select import columns_read
         from preprocess.skip import first_problem
 
         path = self.root / self.plan.sources[self.plan.shards[number].source].path
-        return first_problem(path, self.plan.build.text_column)
+        others = columns_read(self.plan.build.selection, self.engines.token_counts)
+        return first_problem(path, self.plan.build.text_column, others)
 
     def _told(self, write: Write) -> Write:
         """`write` with the failures of a disk told in one line."""
@@ -87,9 +110,9 @@ class Job:
         return told
 
 
-def write_here(job: Job, numbers: Iterable[int], progress: "Progress") -> dict[int, Shard]:
+def write_here(job: Work[Done_co], numbers: Iterable[int], progress: "Progress") -> dict[int, Done_co]:
     """Write the shards in this process, one after the other, with all threads that the engine takes."""
-    write, shards = job.open(say=print), {}
+    write, shards = job.open(say=print), dict[int, Done_co]()
     for number in numbers:
         shards[number] = write(number, progress.add)
         progress.finish_shard()

@@ -52,6 +52,10 @@ class JsonLines:
             num_rows, relative = sum(group.num_rows for group in groups), path.relative_to(root).as_posix()
             return Footer(relative, lines.num_stored, num_rows, digest.hexdigest(), tuple(groups))
 
+    def has_column(self, path: Path, name: str, /) -> bool:  # noqa: ARG002 (as any reader)
+        """A key that is missing is a null."""
+        return True
+
     def read_rows(
         self, path: Path, row_groups: range, column: str, others: Sequence[str], max_batch_bytes: int, /
     ) -> Iterator[Rows]:

@@ -35,6 +35,11 @@ class Parquet:
             relative = path.relative_to(root).as_posix()
             return Footer(relative, path.stat().st_size, metadata.num_rows, identity, row_groups)
 
+    def has_column(self, path: Path, name: str, /) -> bool:
+        """Whether the schema has it."""
+        with _open(path) as file:
+            return name in file.schema_arrow.names
+
     def read_rows(
         self, path: Path, row_groups: range, column: str, others: Sequence[str], max_batch_bytes: int, /
     ) -> Iterator[Rows]:

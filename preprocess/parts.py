@@ -10,15 +10,17 @@ from shared.format import INDEX_NAME, TOKENIZER_NAME
 from shared.packing import PACKINGS_NAME
 from shared.storage import LOCK_NAME, exclusive, together, written_name
 
-SHARD_NAME = re.compile(r"(\d{5,})(\.documents)?\.(npy|json)")
+SHARD_NAME = re.compile(r"(\d{5,})(\.documents|\.digests)?\.(npy|json)")
 PART_LOCK = re.compile(rf"{re.escape(LOCK_NAME)}-(\d+)-of-(\d+)")
 MAX_SHOWN = 20
+VALIDATION_NAME = "validation"
+LIST_NAMES = ("duplicates.npy", "duplicates.json")
 
 
 def is_ours(name: str) -> bool:
     """Whether a file or directory of this name may be a dataset's, finished or not."""
     name = written_name(name) or name
-    named = (INDEX_NAME, TOKENIZER_NAME, LOCK_NAME, PACKINGS_NAME)
+    named = (INDEX_NAME, TOKENIZER_NAME, LOCK_NAME, PACKINGS_NAME, VALIDATION_NAME, *LIST_NAMES)
     return bool(SHARD_NAME.fullmatch(name) or PART_LOCK.fullmatch(name) or name in named)
 
 

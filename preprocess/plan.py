@@ -11,7 +11,16 @@ from functools import cached_property
 from preprocess.config import BuildSettings
 from preprocess.sources import Footer
 from shared.config import unstructure
-from shared.format import OFFSET_DTYPE, TOKEN_DTYPES, Index, SkippedSource, Source, TokenizerIdentity, token_dtype
+from shared.format import (
+    OFFSET_DTYPE,
+    TOKEN_DTYPES,
+    Index,
+    Selection,
+    SkippedSource,
+    Source,
+    TokenizerIdentity,
+    token_dtype,
+)
 from shared.storage import seal
 
 Settings = dict[str, str | int]
@@ -52,6 +61,7 @@ class Plan:
             self.build.chunk_length,
             self.build.text_column,
             self.build.shard_bytes,
+            self.build.selection,
             self.tokenizer,
             self.sources,
             self.skipped,
@@ -132,6 +142,7 @@ def describe(
     chunk_length: int,
     text_column: str,
     shard_bytes: int,
+    selection: Selection,
     tokenizer: TokenizerIdentity,
     sources: Sequence[Source],
     skipped: Sequence[SkippedSource],
@@ -144,6 +155,11 @@ def describe(
         "chunk length": chunk_length,
         "text column": text_column,
         "shard bytes": shard_bytes,
+        "where": selection.where or "any row",
+        "duplicates": "dropped" if selection.drop_duplicates else "kept",
+        "split": f"{selection.split}, {selection.validation_share:g} is validation"
+        if selection.validation_share
+        else "none",
         "tokenizer": tokenizer.sha256,
         "end-of-document id": tokenizer.end_of_document_id,
         "inputs": f"{len(sources)} files with {rows:,} rows{' without the skipped' if skipped else ''}, {inputs}",
@@ -154,7 +170,15 @@ def index_settings(index: Index) -> Settings:
     """The settings of the build that made a finished dataset."""
     planned = {source.path for source in index.sources}
     skipped = [source for source in index.skipped if source.path not in planned]
-    return describe(index.chunk_length, index.text_column, index.shard_bytes, index.tokenizer, index.sources, skipped)
+    return describe(
+        index.chunk_length,
+        index.text_column,
+        index.shard_bytes,
+        index.selection,
+        index.tokenizer,
+        index.sources,
+        skipped,
+    )
 
 
 def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:

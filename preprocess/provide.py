@@ -1,15 +1,15 @@
 """The tokenizer of a build: the one that was given, the one that is already there, or one trained now."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from preprocess import trainer
 from preprocess.config import BuildSettings, TokenizerSettings, TrainerSettings
+from preprocess.discover import Inputs
 from preprocess.sampling import Sample
-from preprocess.sources import Footer
 from preprocess.tokenizer import LoadedTokenizer, load_tokenizer, make_tokenizer
 from shared.errors import ConfigError
 from shared.format import TOKENIZER_NAME
@@ -24,8 +24,7 @@ def given_tokenizer(settings: TokenizerSettings) -> LoadedTokenizer | None:
 
 def own_tokenizer(
     directory: Path,
-    root: Path,
-    footers: Sequence[Footer],
+    inputs: Inputs,
     build_settings: BuildSettings,
     settings: TokenizerSettings,
     *,
@@ -44,7 +43,8 @@ def own_tokenizer(
             )
         wanted = settings.trainer()
         column, skip_bad = build_settings.text_column, build_settings.on_bad_file == "skip"
-        raw = train(Sample(root, footers, column, settings.sample_bytes, skip_bad), wanted)
+        sample = Sample(inputs.root, inputs.footers, column, settings.sample_bytes, skip_bad, build_settings.selection)
+        raw = train(sample, wanted)
         return make_tokenizer(raw, TOKENIZER_NAME, wanted.special_tokens[0])
     found = load_tokenizer(path, settings.end_of_document)
     size = found.identity.vocab_size

@@ -15,14 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from preprocess.pack import summary
+from preprocess.plan import index_settings
 from preprocess.tokenizer import load_tokenizer
 from shared.errors import ConfigError, FormatError
-from shared.format import TOKENIZER_NAME, Index, num_chunks, open_documents, open_tokens, read_index
+from shared.format import TOKENIZER_NAME, Index, Selection, num_chunks, open_documents, open_tokens, read_index
 from shared.packing import PackingName, packing_names, read_packing
 from shared.terminal import safe_text
 
-ROWS = ("num_rows", "num_documents", "num_null", "num_empty", "num_skipped")
-COUNTS = (*ROWS, "text_bytes", "num_tokens", "num_chunks", "num_padding")
+LEFT_OUT = ("num_null", "num_empty", "num_filtered", "num_duplicate", "num_other_split", "num_skipped")
+ROWS = ("num_rows", "num_documents", *LEFT_OUT)
+COUNTS = (*ROWS, "read_bytes", "text_bytes", "rejected_bytes", "num_tokens", "num_chunks", "num_padding")
 PACKED_COUNTS = ("num_chunks", "num_pieces", "num_targets", "num_padding", "num_left_out", "tokens_left_out")
 MAX_LINES = 40
 
@@ -145,7 +147,7 @@ def per_source(index: Index) -> pl.DataFrame:
 def _facts(directory: Path, index: Index) -> Table:
     sums, tokenizer = totals(index), index.tokenizer
     density = sums["text_bytes"] / max(index.num_tokens, 1)
-    skipped = f"{sums['num_null']:,} null and {sums['num_empty']:,} empty rows skipped"
+    left_out = ", ".join(f"{sums[name]:,} {_spoken(name)}" for name in LEFT_OUT if sums[name] or name in LEFT_OUT[:2])
     end = f"{tokenizer.end_of_document} = {tokenizer.end_of_document_id:,}"
     rows: dict[str, Any] = {
         "dataset": directory,
@@ -153,7 +155,7 @@ def _facts(directory: Path, index: Index) -> Table:
         "inputs": f"{len(index.sources):,} files, column {index.text_column!r}",
         "shards": f"{len(index.shards):,} of up to about {index.shard_bytes / 1e6:,.0f} MB of text",
         "rows": f"{sums['num_rows']:,}",
-        "documents": f"{sums['num_documents']:,} ({skipped})",
+        "documents": f"{sums['num_documents']:,} ({left_out} rows left out)",
         "text": f"{sums['text_bytes'] / 1e6:,.1f} MB, {density:.2f} bytes per token",
         "tokens": f"{index.num_tokens:,}",
         "chunks": f"{sums['num_chunks']:,} of {index.chunk_length:,}",
@@ -161,6 +163,10 @@ def _facts(directory: Path, index: Index) -> Table:
         "dtype": index.dtype,
         "tokenizer": f"{tokenizer.vocab_size:,} ids, end of document {end}, sha256 {tokenizer.sha256[:12]}",
     }
+    if index.selection != Selection():
+        settings = index_settings(index)
+        where = f"where {settings['where']}" if index.selection.where else settings["where"]
+        rows["selection"] = f"{where}; duplicates {settings['duplicates']}; {settings['split']}"
     if index.skipped:
         rows["left out"] = f"{len(index.skipped):,} input files, with {sums['num_skipped']:,} rows that were counted"
     for packing in packing_names(directory):
@@ -186,16 +192,23 @@ def _packing_document(name: PackingName, index: Index) -> dict[str, Any]:
     return {**asdict(packing), "totals": {count: packing.total(count) for count in PACKED_COUNTS}}
 
 
+def _spoken(name: str) -> str:
+    """The name of a count as people say it."""
+    return name.removeprefix("num_").replace("_", " ")
+
+
 def _source_table(index: Index, sources: pl.DataFrame) -> Table:
     table = Table("input", title_justify="left")
-    shown = ("num_shards", "num_rows", "num_documents", "num_tokens", "num_chunks", "num_padding")
+    counts = ("num_tokens", "num_chunks", "num_padding")
+    left_out = [name for name in LEFT_OUT if sources[name].sum()]
+    shown = ("num_shards", "num_rows", "num_documents", *left_out, *counts)
     for name in shown:
-        table.add_column(name.removeprefix("num_"), justify="right")
+        table.add_column(_spoken(name), justify="right")
     rows = [(source.path, *row) for source, row in zip(index.sources, sources.select(shown).iter_rows(), strict=True)]
     hidden = len(rows) - MAX_LINES
-    for number, (path, *counts) in enumerate(rows):
+    for number, (path, *cells) in enumerate(rows):
         if hidden <= 0 or not MAX_LINES // 2 <= number < MAX_LINES // 2 + hidden:
-            table.add_row(Text(safe_text(path)), *(f"{count:,}" for count in counts))
+            table.add_row(Text(safe_text(path)), *(f"{count:,}" for count in cells))
         elif number == MAX_LINES // 2:
             table.add_row(Text(f"... {hidden:,} more (all of them with --json)"))
     return table

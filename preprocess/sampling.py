@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from preprocess.sources import BadFileError, Footer, RowGroup, find_sources, read_footer, read_texts
+from preprocess.batches import text_sizes
+from preprocess.select import Selector, kept_texts
+from preprocess.sources import BadFileError, Footer, RowGroup, find_sources, has_column, read_footer, read_rows
+from shared.format import Selection
 
 MIN_PIECES, MAX_PIECES = 256, 4096  # what is read in one place is the budget over the number of files, within these
 SPREAD = 16  # in a row group of which much is owed, at most this many bytes are read for one that is taken
 MIN_PIECE_BYTES = 16 << 10  # unless the budget is of a few of them
 MAX_CHARACTER_BYTES = 4
+EVERY_ROW = Selection()
 Rows = tuple[Any, Any | None]  # texts as a large_string array, and as many labels if there are any
 
 
@@ -29,8 +32,8 @@ Rows = tuple[Any, Any | None]  # texts as a large_string array, and as many labe
 class Sample:
     """About `size_bytes` of text in the column `column` of the files that `footers` are of; all, if there is no more.
 
-    Null and empty texts are no part of it. Of a larger input, no text is taken beyond the size of a piece. With
-    `skip_bad`, a file that cannot be read ends where that is found out.
+    Texts that `selection` leaves out, null and empty ones are no part of it. Of a larger input, no text is taken
+    beyond the size of a piece. With `skip_bad`, a file that cannot be read ends where that is found out.
     """
 
     root: Path
@@ -38,6 +41,7 @@ class Sample:
     column: str
     size_bytes: int
     skip_bad: bool = False
+    selection: Selection = EVERY_ROW
 
     @property
     def expected_bytes(self) -> int:
@@ -90,36 +94,38 @@ class Sample:
         """The rows from a row group on, with the row group that they are of."""
         ends = np.cumsum([group.num_rows for group in footer.row_groups[first_group:]])
         num_rows, groups = 0, range(first_group, len(footer.row_groups))
+        selector = Selector(self.selection)
         # What cannot be read and may be skipped is left out, and named, when its shards are written.
         with suppress(BadFileError) if self.skip_bad else nullcontext():
-            for texts, labels in read_labelled(self.root / footer.path, groups, self.column, label):
+            for texts, labels in read_labelled(self.root / footer.path, groups, self.column, label, selector):
                 yield first_group + int(np.searchsorted(ends, num_rows, side="right")), texts, labels
                 num_rows += len(texts)
 
 
-def open_sample(data: str, column: str, size_bytes: int) -> Sample:
-    """A sample of the parquet files of `data` (directory, glob or file).
+def open_sample(data: str, column: str, size_bytes: int, selection: Selection = EVERY_ROW) -> Sample:
+    """A sample of the input files of `data` (directory, glob or file).
 
     Raises: InputError if there are none, or one that cannot be read.
     """
     root, files = find_sources(data)
-    return Sample(root, [read_footer(file, root, column) for file in files], column, size_bytes)
+    others = Selector(selection).columns
+    footers = [read_footer(file, root, column, others) for file in files]
+    return Sample(root, footers, column, size_bytes, selection=selection)
 
 
-def read_labelled(path: Path, groups: range, column: str, label: str | None) -> Iterator[Rows]:
+def read_labelled(path: Path, groups: range, column: str, label: str | None, selector: Selector) -> Iterator[Rows]:
     """Texts of row groups in bounded batches, with the column `label`, read as text, if the file has one.
+
+    A row that is no document for `selector` has an empty text.
 
     Raises: BadFileError naming what cannot be read.
     """
-    if label is None or label not in pq.read_schema(path).names:
-        yield from ((texts, None) for texts in read_texts(path, groups, column))
-        return
-    labels, more = pa.array([], pa.large_string()), read_texts(path, groups, label)
-    for texts in read_texts(path, groups, column):
-        while len(labels) < len(texts):
-            labels = pa.concat_arrays([labels, next(more)])
-        yield texts, labels.slice(0, len(texts))
-        labels = labels.slice(len(texts))
+    labels = [label] if label is not None and has_column(path, label) else []
+    row = 0
+    for rows in read_rows(path, groups, column, [*selector.columns, *labels]):
+        texts = kept_texts(rows.texts, selector.fates(rows, row))
+        yield texts, rows.others.column(label).cast(pa.large_string()) if labels else None
+        row += len(texts)
 
 
 def chosen(
@@ -153,15 +159,6 @@ def _until(size_bytes: int, rows: Iterable[Rows]) -> Iterator[Rows]:
         size_bytes -= int(text_sizes(texts).sum())
         if size_bytes <= 0:
             return
-
-
-def text_sizes(texts: Any) -> npt.NDArray[np.int64]:
-    """Bytes of each text, 0 for a null."""
-    if not len(texts):
-        return np.zeros(0, np.int64)
-    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    sizes: npt.NDArray[np.int64] = np.diff(offsets)
-    return np.where(texts.is_valid().to_numpy(zero_copy_only=False), sizes, 0) if texts.null_count else sizes
 
 
 def _only(taken: npt.NDArray[np.bool_], texts: Any, labels: Any | None) -> Rows:

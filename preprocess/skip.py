@@ -9,13 +9,13 @@ decision.
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from preprocess.plan import Plan
-from preprocess.sources import BadFileError, Footer, natural_key, read_footer, read_texts, try_footers
+from preprocess.receipts import write_receipt
+from preprocess.sources import BadFileError, Footer, natural_key, read_footer, read_rows, try_footers
 from preprocess.writer import npy
 from shared.errors import FormatError
 from shared.format import (
@@ -28,18 +28,18 @@ from shared.format import (
     token_dtype,
     tokens_path,
 )
-from shared.storage import read_sealed, write_file, write_sealed
+from shared.storage import read_sealed, write_file
 
 
 def read_footers(
-    files: Sequence[Path], root: Path, column: str, *, skip_bad: bool
+    files: Sequence[Path], root: Path, column: str, others: Sequence[str] = (), *, skip_bad: bool
 ) -> tuple[list[Footer], list[SkippedSource]]:
     """The footers of `files` in order, and the files left out because theirs cannot be read, if they may be.
 
     Raises: BadFileError for the first file that cannot be read, unless such files may be skipped.
     """
     footers, skipped = [], []
-    with closing(try_footers(files, root, column)) as found:
+    with closing(try_footers(files, root, column, others)) as found:
         for file, footer in zip(files, found, strict=True):
             if isinstance(footer, Footer):
                 footers.append(footer)
@@ -51,11 +51,11 @@ def read_footers(
     return footers, skipped
 
 
-def first_problem(path: Path, column: str) -> str | None:
+def first_problem(path: Path, column: str, others: Sequence[str]) -> str | None:
     """Why the file at `path` cannot be read, as found by reading it from the start; None if it can be read."""
     try:
-        num_row_groups = len(read_footer(path, path.parent, column).row_groups)
-        for _ in read_texts(path, range(num_row_groups), column):
+        num_row_groups = len(read_footer(path, path.parent, column, others).row_groups)
+        for _ in read_rows(path, range(num_row_groups), column, others):
             pass
     except BadFileError as error:
         return error.reason
@@ -85,8 +85,7 @@ def write_skipped(directory: Path, plan: Plan, number: int, reason: str) -> Shar
         documents_sha256=write_file(documents_path(directory, number), npy([offsets], OFFSET_DTYPE)),
         num_skipped=planned.num_rows,
     )
-    facts = {"plan": plan.identity, "settings": plan.settings, "reason": reason}
-    write_sealed(receipt_path(directory, number), {"shard": number, **asdict(shard), **facts})
+    write_receipt(directory, plan, number, shard, {"reason": reason})
     return shard
 
 

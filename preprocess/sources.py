@@ -27,6 +27,7 @@ __all__ = [
     "RowGroup",
     "Rows",
     "find_sources",
+    "has_column",
     "has_footer",
     "natural_key",
     "read_footer",
@@ -43,6 +44,9 @@ class Reader(Protocol):
 
     def read_footer(self, path: Path, root: Path, column: str, others: Sequence[str], stop: Event, /) -> Footer:
         """As `read_footer`; a reading that takes long ends when `stop` is set."""
+
+    def has_column(self, path: Path, name: str, /) -> bool:
+        """As `has_column`."""
 
     def read_rows(
         self, path: Path, row_groups: range, column: str, others: Sequence[str], max_batch_bytes: int, /
@@ -91,6 +95,11 @@ def natural_key(path: str) -> tuple[list[tuple[int, int, str]], str]:
 def has_footer(path: Path) -> bool:
     """Whether the file says what it holds, so that it need not be read through for that."""
     return _reader(path).has_footer
+
+
+def has_column(path: Path, name: str) -> bool:
+    """Whether the rows of a file can be asked for the column `name`; in JSON lines a key that is missing is a null."""
+    return _reader(path).has_column(path, name)
 
 
 def read_footer(path: Path, root: Path, column: str, others: Sequence[str] = ()) -> Footer:

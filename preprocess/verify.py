@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.coverage import is_covered
+from preprocess.duplicates import SEAL_NAME, open_list
 from preprocess.encode import ReferenceEngine
 from preprocess.parity import OddTexts
 from preprocess.spelling import ByteLengths, byte_lengths, spelled_bytes
@@ -74,6 +75,11 @@ def _problems(directory: Path, index: Index) -> Iterator[str]:
                 yield from check(directory, index, shard)
             except FormatError as error:
                 yield str(error)
+    if (directory / SEAL_NAME).exists():
+        try:
+            open_list(directory)
+        except FormatError as error:
+            yield str(error)
     for name in packing_names(directory):
         if name.is_finished:
             yield from _packing_problems(name, index)

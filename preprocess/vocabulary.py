@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from preprocess.batches import text_sizes
 from preprocess.choose import Engines
 from preprocess.encode import EngineError, Lengths
 from preprocess.engines import byte_letters
-from preprocess.sampling import Rows, text_sizes
+from preprocess.sampling import Rows
 from preprocess.tokenizer import LoadedTokenizer
 from shared.errors import InputError
 

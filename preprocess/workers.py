@@ -14,19 +14,21 @@ from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import Any, Generic, cast
 
-from preprocess.job import Job
+from preprocess.job import Done_co, Work
 from preprocess.processes import become_worker, interrupts_held
 from preprocess.progress import Progress
 from shared.errors import UserError
-from shared.format import Shard
 from shared.terminal import safe_text
 
 TRIES = 3
 GRACE_S = 2.0  # between a worker's last word and its end
 
 
-def write_on_workers(job: Job, numbers: Sequence[int], num_workers: int, progress: Progress) -> dict[int, Shard]:
+def write_on_workers(
+    job: Work[Done_co], numbers: Sequence[int], num_workers: int, progress: Progress
+) -> dict[int, Done_co]:
     """Write the shards on up to `num_workers` processes of one thread each; fewer shards get the threads instead.
 
     Raises: UserError as soon as a worker tells one, or at the end if a shard killed its worker `TRIES` times.
@@ -41,7 +43,7 @@ def write_on_workers(job: Job, numbers: Sequence[int], num_workers: int, progres
 class _Worker:
     """The parent's end of one process; `number` is the shard it is on, with what it has told of it."""
 
-    def __init__(self, job: Job, num_threads: int) -> None:
+    def __init__(self, job: Work[Any], num_threads: int) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_serve, args=(theirs, job, num_threads), daemon=True)
@@ -72,8 +74,8 @@ class _Worker:
         self.pipe.close()
 
 
-class _Pool:
-    def __init__(self, job: Job, numbers: Sequence[int], num_workers: int, progress: Progress) -> None:
+class _Pool(Generic[Done_co]):
+    def __init__(self, job: Work[Done_co], numbers: Sequence[int], num_workers: int, progress: Progress) -> None:
         self._job, self._progress = job, progress
         self._num_workers = max(min(num_workers, len(numbers)), 1)
         self._num_threads = num_workers // self._num_workers
@@ -81,10 +83,10 @@ class _Pool:
         self._deaths: Counter[int] = Counter()
         self._failed_starts = 0
         self._set_aside: dict[int, str] = {}
-        self._shards: dict[int, Shard] = {}
+        self._done: dict[int, Done_co] = {}
         self._workers: list[_Worker] = []
 
-    def run(self) -> dict[int, Shard]:
+    def run(self) -> dict[int, Done_co]:
         while self._waiting or self._num_busy():
             while len(self._workers) < min(self._num_workers, len(self._waiting) + self._num_busy()):
                 self._workers.append(_Worker(self._job, self._num_threads))
@@ -97,7 +99,7 @@ class _Pool:
                     worker.give(self._waiting.popleft())
         if self._set_aside:
             raise UserError(self._told())
-        return self._shards
+        return self._done
 
     def end(self) -> None:
         for worker in self._workers:
@@ -127,9 +129,9 @@ class _Pool:
                 worker.text_bytes += text_bytes
                 worker.num_tokens += num_tokens
                 self._progress.add(text_bytes, num_tokens)
-            case "done", Shard() as shard:
+            case "done", done:
                 assert worker.number is not None
-                self._shards[worker.number] = shard
+                self._done[worker.number] = cast(Done_co, done)
                 self._progress.finish_shard()
                 worker.number = None
             case "last words", str(words):
@@ -175,7 +177,7 @@ class _Pool:
         )
 
 
-def _serve(pipe: Connection, job: Job, num_threads: int) -> None:
+def _serve(pipe: Connection, job: Work[Any], num_threads: int) -> None:
     """A worker's life: write the shards whose numbers come, say how it goes."""
     become_worker()
     with suppress(BrokenPipeError):  # the parent has gone

@@ -52,10 +52,26 @@ class SkippedSource:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which rows of the inputs are documents of a dataset; by default all that have a text.
+
+    `where` is a condition on the columns of a row. Of exact duplicates only the first may be kept. A share of the
+    texts, drawn by their hash, may be kept apart for validation: the "validation" split has these, "train" the others.
+    """
+
+    where: str | None = None
+    drop_duplicates: bool = False
+    validation_share: float = 0.0
+    split: str = "train"
+
+
+@dataclass(frozen=True)
 class Shard:
     """What one shard holds. `source` counts into the index's sources; rows count within that source.
 
-    A row is a document, null, empty, or skipped with its whole source: num_rows is the sum of these four.
+    A row is a document, null, empty, filtered out, a duplicate, of the other split, or skipped with its whole source:
+    num_rows is the sum of these seven. Of the `read_bytes` of text that was read, `text_bytes` are behind the tokens
+    and `rejected_bytes` in rows that were left out one by one: filtered out, duplicates, or of the other split.
     """
 
     source: int
@@ -72,7 +88,12 @@ class Shard:
     num_padding: int
     tokens_sha256: str
     documents_sha256: str
+    num_filtered: int = 0
+    num_duplicate: int = 0
+    num_other_split: int = 0
     num_skipped: int = 0
+    read_bytes: int = 0
+    rejected_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,6 +131,7 @@ class Index:
     tokenizer: TokenizerIdentity
     sources: list[Source]
     shards: list[Shard]
+    selection: Selection = Selection()
     skipped: list[SkippedSource] = field(default_factory=list)
     fingerprint: str = field(default="", compare=False)
 

@@ -21,9 +21,14 @@ def test_a_finished_dataset_adds_up(small_tokens):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"num_documents": -1}, "rows, but .* documents, 0 null, 0 empty and 0 skipped make "),
-        ({"num_null": 1}, "rows, but .* documents, 1 null, 0 empty and 0 skipped make "),
-        ({"num_skipped": 2}, "rows, but .* documents, 0 null, 0 empty and 2 skipped make "),
+        ({"num_documents": -1}, "rows, but .* documents, 0 null, 0 empty, 0 filtered, 0 duplicate, 0 other split, "),
+        ({"num_null": 1}, "rows, but .* documents, 1 null, 0 empty, "),
+        ({"num_filtered": 3}, "rows, but .* documents, 0 null, 0 empty, 3 filtered, 0 duplicate, "),
+        ({"num_duplicate": 4}, "rows, but .* 0 filtered, 4 duplicate, 0 other split, 0 skipped make "),
+        ({"num_other_split": 5}, "rows, but .* 0 duplicate, 5 other split, 0 skipped make "),
+        ({"num_skipped": 2}, "rows, but .* 0 other split, 2 skipped make "),
+        ({"read_bytes": 1}, r"shard 1 read \S+ bytes of text, but \S+ behind its tokens and 0 rejected"),
+        ({"rejected_bytes": 7}, r"shard 1 read \S+ bytes of text, but \S+ behind its tokens and 7 rejected"),
         ({"num_tokens": -(10**9)}, r"shard 1 has -\S+ tokens and \S+ bytes of text behind \S+ documents"),
         ({"text_bytes": -(10**9)}, r"shard 1 has \S+ tokens and -\S+ bytes of text behind \S+ documents"),
         ({"first_row": 1}, r"shard 1 begins at row \d+, not at \d+"),

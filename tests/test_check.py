@@ -15,10 +15,12 @@ from preprocess.codepoints import CodePoints
 from preprocess.config import BuildSettings, EngineSettings, Execution, TokenizerSettings
 from preprocess.encode import EngineError, ReferenceEngine
 from preprocess.plan import make_plan
+from preprocess.select import Selector
 from preprocess.sources import read_footer
 from preprocess.tokenizer import load_tokenizer
 from preprocess.writer import write_shard
 from shared.errors import ConfigError, InputError
+from shared.format import Selection
 from tests.helpers import contents, write_parquet
 
 TRAP = "kumquat"  # no odd text has it
@@ -90,7 +92,15 @@ def written(directory, tokenizer, texts, kinds, settings=None):
     directory.mkdir()
     plan = make_plan([read_footer(path, path.parent, "text")], BuildSettings(64), tokenizer.identity)
     engines, counted = Engines(tokenizer, settings, kinds, say=lambda line: None), []
-    shard = write_shard(directory, path.parent, plan, 0, engines=engines, report=lambda *new: counted.append(new))
+    shard = write_shard(
+        directory,
+        path.parent,
+        plan,
+        0,
+        engines=engines,
+        selector=Selector(Selection()),
+        report=lambda *new: counted.append(new),
+    )
     assert np.sum(counted, axis=0).tolist() == [shard.text_bytes, shard.num_tokens]
     return json.loads((directory / "00000.json").read_bytes()), directory
 

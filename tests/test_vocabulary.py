@@ -206,7 +206,10 @@ def test_languages_and_entries_reach_a_terminal_without_control_characters(told,
 def test_what_cannot_be_read_is_one_line(tmp_path, small_input, tokenizer_path):
     for arguments, message in [
         ((tmp_path / "no.json", small_input), r"no.json cannot be read"),
-        ((tokenizer_path, tmp_path / "no"), "no not found: a directory, a parquet file or a glob pattern is wanted"),
+        (
+            (tokenizer_path, tmp_path / "no"),
+            "no not found: a directory, a glob pattern or a *.parquet, *.jsonl or *.jsonl.zst file is wanted",
+        ),
         ((tokenizer_path, small_input, "--text-column", "body"), "has no column 'body'"),
         ((tokenizer_path, small_input, "--end-of-document", "<no>"), "has no token '<no>'"),
     ]:
