@@ -154,7 +154,7 @@ def open_list(directory: Path) -> Rows:
     """
     path, seal = directory / LIST_NAME, read_sealed(directory / SEAL_NAME)
     remedy = f"delete it and {SEAL_NAME} there and run `make tokenize` again: it is made anew"
-    rows = open_array(path, OFFSET_DTYPE, seal["num_duplicates"], remedy)
+    rows = open_array(path, OFFSET_DTYPE, seal["num_duplicates"])
     if sha256_file(path) != seal["sha256"]:
         raise FormatError(f"{path} does not match its checksum: {remedy}")
     return rows

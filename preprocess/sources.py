@@ -79,7 +79,17 @@ def find_sources(data: str) -> tuple[Path, list[Path]]:
     files = [file for file in inputs if file.is_file() and not _is_hidden(file.relative_to(root))]
     if not files:
         raise InputError(f"no {WANTED} in {safe_text(data)}: name the directory that holds the text")
+    _refuse_twice(files)
     return root, sorted(files, key=lambda file: natural_key(file.relative_to(root).as_posix()))
+
+
+def _refuse_twice(files: Sequence[Path]) -> None:
+    """Raises: InputError if a file is there compressed and not: `zstd` leaves both unless it is told not to."""
+    for file in sorted(set(files) & {path.with_suffix("") for path in files if path.suffix == ".zst"}):
+        raise InputError(
+            f"{safe_text(str(file))} is there as {safe_text(file.name)}.zst too: move one of them away, or give a glob "
+            "pattern for the others, as text that is there twice is read twice"
+        )
 
 
 def natural_key(path: str) -> tuple[list[tuple[int, int, str]], str]:

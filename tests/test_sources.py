@@ -55,7 +55,7 @@ def test_only_input_files_of_what_was_given_are_found(tmp_path):
 
 
 def test_files_of_all_kinds_stand_in_one_natural_order(tmp_path):
-    names = ["2.jsonl", "2.jsonl.zst", "2.parquet", "9.jsonl.zst", "10.parquet", "11.jsonl"]
+    names = ["2.jsonl", "2.parquet", "3.jsonl.zst", "9.jsonl.zst", "10.parquet", "11.jsonl"]
     for name in names:
         (write_parquet if name.endswith(".parquet") else write_jsonl)(tmp_path / name, [name])
     assert [file.name for file in find_sources(str(tmp_path))[1]] == names
@@ -343,3 +343,11 @@ def test_an_invalid_json_lines_file_is_one_clear_line_and_exit_code_2(tokenizer_
     assert error.count("\n") == 1
     assert message in error
     assert not (tmp_path / "out/index.json").exists()
+
+
+def test_a_file_that_is_there_compressed_too_is_refused(tmp_path):
+    for name in ("a.jsonl.zst", "b.jsonl", "b.jsonl.zst"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"b.jsonl is there as b.jsonl.zst too: move one of them away, or give a glob"):
+        find_sources(str(tmp_path))
+    assert [file.name for file in find_sources(str(tmp_path / "*.zst"))[1]] == ["a.jsonl.zst", "b.jsonl.zst"]
