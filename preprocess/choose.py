@@ -105,4 +105,4 @@ class Engines:
             raise EngineError(f"the tokenizer does not fit: {reason}")
         engine = load(self._document)
         self._odd_texts.check(engine)
-        return Candidate(engine, unlike_code_points(load, self._document, self._say))
+        return Candidate(engine, unlike_code_points(engine, load, self._document, self._say))

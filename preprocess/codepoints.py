@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_COMPARED = 6
+BLOCK_BYTES = 1 << 17
 Integers = npt.NDArray[np.int64]
 
 
@@ -67,20 +68,23 @@ def _lead(codepoint: int) -> int:
 
 
 def _positions(text: npt.NDArray[np.uint8], wanted: npt.NDArray[np.uint8]) -> Integers:
-    """Where `text` may have one of the bytes `wanted`, at least; most text has few, so it is looked at 8 bytes at once.
+    """Where `text` may have one of the bytes `wanted`, at least.
 
-    Comparing with each of a few bytes is cheaper than looking at all that follow from what is above the lowest.
+    Comparing with each of a few bytes is cheaper than looking at all that follow from what is above the lowest, and
+    what stays in the cache meanwhile is compared several times as fast.
     """
-    if len(wanted) > MAX_COMPARED:
-        high = text >= wanted[0]
-    else:
-        high = text == wanted[0]
-        for byte in wanted[1:]:
-            high |= text == byte
-    whole = len(high) // 8 * 8
-    words = np.flatnonzero(high[:whole].view(np.uint64))
-    inside = (words[:, None] * 8 + np.arange(8)).ravel()
-    return np.concatenate([inside[high[inside]], whole + np.flatnonzero(high[whole:])])
+    places = [np.zeros(0, np.int64)]
+    for start in range(0, len(text), BLOCK_BYTES):
+        block = text[start : start + BLOCK_BYTES]
+        if len(wanted) > MAX_COMPARED:
+            found = block >= wanted[0]
+        else:
+            found = block == wanted[0]
+            for byte in wanted[1:]:
+                found |= block == byte
+        if found.any():
+            places.append(start + np.flatnonzero(found))
+    return np.concatenate(places)
 
 
 def _decode(text: npt.NDArray[np.uint8], at: Integers) -> Integers:

@@ -87,23 +87,25 @@ class OddTexts:
 
 
 def unlike_code_points(
-    load: Callable[[Document], Engine], document: Document, say: Callable[[str], None] = print
+    engine: Engine, load: Callable[[Document], Engine], document: Document, say: Callable[[str], None] = print
 ) -> CodePoints:
-    """The code points on which the engine that `load` makes differs from the reference; kept in the user's cache.
+    """The code points on which `engine` for `document` differs from the reference; kept in the user's cache.
+
+    What is asked is another engine of its kind, which `load` makes if the answer is not known.
 
     They depend on how the tokenizer cuts text into pieces, not on its vocabulary, so all tokenizers that cut alike
     share one answer.
 
     Raises: EngineError if the engine cannot be probed or differs on ASCII.
     """
-    engine = load(probe_document(document))
     rules = {name: document[name] for name in ("normalizer", "pre_tokenizer")}
     versions = {"engine": f"{engine.name} {engine.version}", "tokenizers": ReferenceEngine.version}
     question = {"probe": PROBE, "python": unicodedata.unidata_version, "rules": seal(rules), **versions}
 
     def find() -> dict[str, Any]:
         say(f"comparing {engine.name} {engine.version} with tokenizers on every code point (once)")
-        found = _probe(engine, ReferenceEngine(Tokenizer.from_str(json.dumps(probe_document(document)))), document)
+        probed = probe_document(document)
+        found = _probe(load(probed), ReferenceEngine(Tokenizer.from_str(json.dumps(probed))), document)
         if found and min(found) < 0x80:
             raise EngineError(f"it gives other ids than tokenizers for {chr(min(found))!r}")
         return {"ranges": CodePoints.of(found).ranges}

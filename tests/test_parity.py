@@ -20,6 +20,10 @@ def document(tokenizer_path):
     return ordinary(tokenizer_path.read_bytes())
 
 
+def unlike(load, document, say=print):
+    return unlike_code_points(load(document), load, document, say)
+
+
 @pytest.fixture
 def few_code_points(monkeypatch, tmp_path):
     """A cache of its own, and only the first code points to compare."""
@@ -59,12 +63,12 @@ def test_an_odd_text_with_other_ids_is_named(tokenizer_path, document):
 def test_every_code_point_is_compared_and_those_of_another_unicode_are_found(document):
     """Of gigatoken, whose tables are newer than those of `tokenizers`; the answer is kept for all of this test run."""
     pytest.importorskip("gigatoken")
-    unlike = unlike_code_points(GigatokenEngine, document)
-    inside = [any(first <= ord(char) <= last for first, last in unlike.ranges) for char in NEW]
+    found = unlike(GigatokenEngine, document)
+    inside = [any(first <= ord(char) <= last for first, last in found.ranges) for char in NEW]
     assert len(set(inside)) == 1  # all of them while the tables differ, none when they no longer do
-    assert len(unlike) < 20_000
+    assert len(found) < 20_000
     texts = pa.array([f" {char}'s a{char}b" for char in NEW], pa.large_string())
-    assert unlike.texts_with(texts).tolist() == ([0, 1, 2] if inside[0] else [])
+    assert found.texts_with(texts).tolist() == ([0, 1, 2] if inside[0] else [])
 
 
 def test_all_code_points_are_probed_once():
@@ -79,24 +83,24 @@ def test_all_code_points_are_probed_once():
 def test_what_differs_is_asked_once_and_kept(document, few_code_points):
     said = []
     for _ in range(2):
-        unlike = unlike_code_points(lambda found: stand_in(found, "\u088f"), document, said.append)
-        assert unlike.ranges == [(0x88F, 0x88F)]
+        found = unlike(lambda found: stand_in(found, "\u088f"), document, said.append)
+        assert found.ranges == [(0x88F, 0x88F)]
     assert said == ["comparing stand-in 1 with tokenizers on every code point (once)"]
     other_vocabulary = {**document, "model": {**document["model"], "merges": []}}
-    assert unlike_code_points(stand_in, other_vocabulary, said.append).ranges == [(0x88F, 0x88F)]
+    assert unlike(stand_in, other_vocabulary, said.append).ranges == [(0x88F, 0x88F)]
     other_rules = {**document, "pre_tokenizer": {**document["pre_tokenizer"], "add_prefix_space": True}}
-    assert unlike_code_points(stand_in, other_rules, said.append).ranges == []
+    assert unlike(stand_in, other_rules, said.append).ranges == []
     assert len(said) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", None])
 def test_a_damaged_cache_is_computed_again(document, few_code_points, damage):
     said = []
-    unlike_code_points(stand_in, document, said.append)
+    unlike(stand_in, document, said.append)
     (path,) = cache_directory().iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"stand-in 1", b"stand-in 2") if damage is None else damage)
-    assert unlike_code_points(stand_in, document, said.append).ranges == []
+    assert unlike(stand_in, document, said.append).ranges == []
     assert len(said) == 2
     assert path.read_bytes() == whole
 
@@ -105,20 +109,20 @@ def test_a_cache_that_cannot_be_written_costs_time_only(document, few_code_point
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     said = []
-    assert unlike_code_points(stand_in, document, said.append).ranges == []
+    assert unlike(stand_in, document, said.append).ranges == []
     assert "cannot be written (" in said[1]
 
 
 def test_an_engine_that_differs_on_ascii_is_refused(document, few_code_points, monkeypatch):
     monkeypatch.setattr(parity, "_probes", lambda normalized: iter([([range(65, 66)], ["aA"])]))
     with pytest.raises(EngineError, match="it gives other ids than tokenizers for 'A'"):
-        unlike_code_points(lambda found: stand_in(found, "A"), document, lambda line: None)
+        unlike(lambda found: stand_in(found, "A"), document, lambda line: None)
 
 
 def test_with_a_normalizer_what_this_python_does_not_know_is_left_to_the_reference(document, few_code_points):
     normalized = {**document, "normalizer": {"type": "NFC"}}
-    unlike = unlike_code_points(stand_in, normalized, lambda line: None)
-    assert unlike.texts_with(pa.array(["a", "\U000e0080", "\u0378"], pa.large_string())).tolist() == [1, 2]
+    found = unlike(stand_in, normalized, lambda line: None)
+    assert found.texts_with(pa.array(["a", "\U000e0080", "\u0378"], pa.large_string())).tolist() == [1, 2]
 
 
 def test_the_probe_shows_where_text_is_cut(document):
