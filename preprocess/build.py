@@ -16,14 +16,14 @@ from preprocess.discover import Inputs, discover
 from preprocess.duplicates import DigestJob, has_list, join_digests, undigested
 from preprocess.existing import make_directory, refuse_another, refuse_others, shards_there
 from preprocess.job import Job, write_here
-from preprocess.parts import VALIDATION_NAME, describe_missing, hold
+from preprocess.parts import describe_missing, hold
 from preprocess.plan import make_plan, needed_bytes
 from preprocess.progress import Progress
 from preprocess.provide import given_tokenizer, keep_tokenizer, own_tokenizer
 from preprocess.tokenizer import LoadedTokenizer
 from preprocess.workers import write_on_workers
 from shared.errors import ConfigError, UserError
-from shared.format import TOKENIZER_NAME, Index
+from shared.format import TOKENIZER_NAME, VALIDATION_NAME, Index
 from shared.terminal import safe_text
 
 HERE = Execution()

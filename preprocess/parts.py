@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from preprocess.config import Part
-from shared.format import INDEX_NAME, TOKENIZER_NAME
+from shared.format import INDEX_NAME, TOKENIZER_NAME, VALIDATION_NAME
 from shared.packing import PACKINGS_NAME
 from shared.storage import LOCK_NAME, exclusive, together, written_name
 
 SHARD_NAME = re.compile(r"(\d{5,})(\.documents|\.digests)?\.(npy|json)")
 PART_LOCK = re.compile(rf"{re.escape(LOCK_NAME)}-(\d+)-of-(\d+)")
 MAX_SHOWN = 20
-VALIDATION_NAME = "validation"
 LIST_NAMES = ("duplicates.npy", "duplicates.json")
 
 

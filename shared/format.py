@@ -5,6 +5,7 @@
     <tokens>/00000.npy            the shard's token ids: 1-D, uint16 or uint32, little-endian, a standard .npy
     <tokens>/00000.documents.npy  uint64: where each input row starts, num_rows + 1 offsets (a skipped row has length 0)
     <tokens>/00000.json           the shard's receipt, written after its arrays; what a resumed build trusts
+    <tokens>/validation/          a dataset of its own of the texts kept apart for validation, if any are
 
 Every document is followed by the end-of-document id; documents stand end to end; nothing is dropped. With a chunk
 length of L, chunk i of a shard is the L + 1 ids from i*L to (i+1)*L inclusive: neighbours share one id, and every id
@@ -28,6 +29,7 @@ FORMAT = "argonne-tokens"
 VERSION = 1
 INDEX_NAME = "index.json"
 TOKENIZER_NAME = "tokenizer.json"
+VALIDATION_NAME = "validation"
 TOKEN_DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 OFFSET_DTYPE: np.dtype = np.dtype("<u8")
 

@@ -196,3 +196,15 @@ def test_the_reading_order_follows_the_recipe(dataset):
     assert natural.seed is None
     assert shuffled == dataclasses.replace(natural, seed=3)
     assert (natural.shard_chunks, natural.num_held_out) == ((5, 0, 0, 2, 9), 4)
+
+
+def test_a_validation_split_leaves_every_chunk_to_train_on(dataset, tmp_path):
+    directory, index, shards = dataset
+    held_out = write_tokens(tmp_path, [[7] * 100, [9] * 60], vocab_size=END + 1, end=END)
+    config = recipe(model__vocab_size=END + 1, data__validation="split")
+    reader = ChunkReader(open_view(directory, index, config), config, 0, 1, CPU, open_view(tmp_path, held_out, config))
+    assert (reader.order.num_held_out, reader.num_held_out) == (0, 4)
+    assert set(targets_of(reader.held_out(0))) == {9}  # 59 targets, in the last 4 chunks of 16
+    assert reader.held_out(0).num_targets == 59
+    assert reader.order.num_training == sum(-(-(len(shard) - 1) // 16) for shard in shards if shard)
+    reader.close()

@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from preprocess.config import PackSettings
 from preprocess.pack import pack
 from shared.errors import ConfigError, FormatError
-from shared.format import INDEX_NAME, TOKENIZER_NAME, tokens_path
+from shared.format import INDEX_NAME, TOKENIZER_NAME, tokens_path, write_index
 from shared.storage import LOCK_NAME, read_sealed, write_sealed
 from tests.train_helpers import random_tokens, recipe, write_tokens
 from train.preflight import RUN_NAME, RunRequest, prepare, versions
@@ -73,6 +74,43 @@ def test_the_identity_of_a_run_is_plain_data_that_names_recipe_dataset_and_token
 
 def test_versions_are_those_of_what_computes():
     assert versions().keys() == {"python", "torch", "numpy"}
+
+
+# the validation split
+
+
+def with_split(tokens, chunks=8, vocab_size=64):
+    return write_tokens(tokens / "validation", [[5] * (16 * chunks + 1)], vocab_size=vocab_size)
+
+
+def test_a_validation_split_is_part_of_the_identity(tokens, run):
+    held_out = with_split(tokens)
+    checked = prepared(tokens, run, data__validation="split")
+    assert checked.order.num_held_out == 0
+    assert checked.identity["validation"] == held_out.fingerprint
+    assert prepared(tokens, run, data__validation="split", data__validation_chunks=0).validation is None
+
+
+def test_a_validation_split_that_is_not_there_or_too_small_is_told(tokens, run):
+    asked = {"data__validation": "split"}
+    refused("validation not found: a token dataset is wanted", tokens, run, kind=FormatError, **asked)
+    with_split(tokens, chunks=3)
+    message = r"validation has 3 chunks of 16, data.validation_chunks wants 4: lower it, or tokenize with a larger "
+    refused(message, tokens, run, **asked)
+
+
+def test_a_validation_split_of_another_tokenizer_is_told(tokens, run):
+    index = with_split(tokens)
+    write_index(tokens / "validation", replace(index, tokenizer=replace(index.tokenizer, sha256="ab" * 32)))
+    message = r"validation has tokenizer abababababab, .* has [0-9a-f]{12}: tokenize both again, together"
+    refused(message, tokens, run, kind=FormatError, data__validation="split")
+
+
+def test_a_validation_split_cut_short_is_told(tokens, run):
+    with_split(tokens)
+    path = tokens_path(tokens / "validation", 0)
+    path.write_bytes(path.read_bytes()[:-2])
+    refused("00000.npy is", tokens, run, kind=FormatError, data__validation="split")
 
 
 # datasets

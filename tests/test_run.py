@@ -70,6 +70,7 @@ def tokens(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokens")
     shards, rows = [random_tokens(400), random_tokens(400, seed=1)], [[10, 3, 7] * 15 + [100], [16, 4] * 15 + [100]]
     write_tokens(directory, shards, vocab_size=64, rows=rows)
+    write_tokens(directory / "validation", [random_tokens(200, seed=2)], vocab_size=64)
     for method in ("best-fit", "whole"):
         pack(directory, PackSettings(16, method))
     return directory
@@ -126,6 +127,8 @@ OPTIONS = [
     ("data__order", "natural", data),
     ("data__packing", "best-fit", data),
     ("data__validation_chunks", 8, validation_losses),
+    ("data__validation", "split", validation_losses),
+    ("data__validation", "split", data),
     ("optimizer__learning_rate", 2e-2, rates),
     ("optimizer__min_learning_rate", 2e-3, rates),
     ("optimizer__warmup_steps", 1, rates),

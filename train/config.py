@@ -23,7 +23,9 @@ class DataConfig:
     packing: Literal["best-fit", "whole"] | None = None
     """Chunks made by `make pack` for this sequence_length. None: those of the plain stream."""
     validation_chunks: int = 0
-    """The last chunks of the dataset, never trained on; a multiple of global_batch."""
+    """How many chunks the validation loss is over, a multiple of global_batch."""
+    validation: Literal["reserved", "split"] = "reserved"
+    """reserved: the last chunks of the dataset, never trained on. split: the last of TOKENS/validation."""
 
     def __post_init__(self) -> None:
         at_least("data.sequence_length", self.sequence_length, 1)

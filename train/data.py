@@ -63,9 +63,20 @@ class Batch:
 class ChunkReader:
     """Serves the batch at any position; reads the next one ahead."""
 
-    def __init__(self, view: View, config: RunConfig, dp_rank: int, dp_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        view: View,
+        config: RunConfig,
+        dp_rank: int,
+        dp_size: int,
+        device: torch.device,
+        validation: View | None = None,
+    ) -> None:
         self.device = device
         self.order = reading_order(view, config)
+        self.num_held_out = config.data.validation_chunks
+        self._held_out = self.order if validation is None else ReadingOrder(validation.shard_chunks, self.num_held_out)
+        self._validation = view if validation is None else validation
         self.global_batch = config.data.global_batch
         self.dp_rank, self.dp_size = dp_rank, dp_size
         self._view = view
@@ -83,24 +94,24 @@ class ChunkReader:
 
     def held_out(self, position: int) -> Batch:
         """This rank's part of the global batch at `position` of the validation range."""
-        return self._read(position, self.order.held_out).to(self.device)
+        return self._read(position, self._validation, self._held_out, self._held_out.held_out).to(self.device)
 
     def close(self) -> None:
         """End the thread that reads ahead."""
         self._thread.shutdown(cancel_futures=True)
 
     def _read_ahead(self, position: int) -> Future[Batch]:
-        return self._thread.submit(self._read, position, self.order.chunks)
+        return self._thread.submit(self._read, position, self._view, self.order, self.order.chunks)
 
-    def _read(self, position: int, chunks_at: Callable[[range], Chunks]) -> Batch:
+    def _read(self, position: int, view: View, order: ReadingOrder, chunks_at: Callable[[range], Chunks]) -> Batch:
         everywhere = chunks_at(rank_positions(position, self.global_batch, 0, 1))
         mine = chunks_at(rank_positions(position, self.global_batch, self.dp_rank, self.dp_size))
-        sequences = self._view.read(*self.order.locate(mine))
+        sequences = view.read(*order.locate(mine))
         starts = sequences.starts_BT
         return Batch(
             torch.from_numpy(sequences.inputs_BT),
             torch.from_numpy(sequences.targets_BT),
-            self._view.num_targets(*self.order.locate(everywhere)),
+            view.num_targets(*order.locate(everywhere)),
             sequences.row_digests,
             None if starts is None else torch.from_numpy(starts),
         )
@@ -109,7 +120,8 @@ class ChunkReader:
 def reading_order(view: View, config: RunConfig) -> ReadingOrder:
     """The order in which `config` reads the chunks of `view`."""
     seed = config.training.seed if config.data.order == "shuffled" else None
-    return ReadingOrder(view.shard_chunks, config.data.validation_chunks, seed)
+    reserved = config.data.validation_chunks if config.data.validation == "reserved" else 0
+    return ReadingOrder(view.shard_chunks, reserved, seed)
 
 
 def chain_digest(digest: str, row_digests: npt.NDArray[np.uint8]) -> str:

@@ -11,13 +11,13 @@ from typing import Any
 from shared.config import unstructure
 from shared.cursor import ReadingOrder
 from shared.errors import ConfigError, FormatError
-from shared.format import TOKENIZER_NAME, Index, read_index
+from shared.format import TOKENIZER_NAME, VALIDATION_NAME, Index, read_index
 from shared.storage import LOCK_NAME, read_sealed, written_name
 from train.architecture import at_least
 from train.config import RunConfig
 from train.data import reading_order
 from train.layout import Layout, lay_out, stage_bytes
-from train.views import View, open_view
+from train.views import View, open_validation, open_view
 
 RUN_NAME = "run.json"
 CHANGEABLE = {"strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every"}
@@ -47,6 +47,8 @@ class Prepared:
     view: View
     order: ReadingOrder
     layout: Layout
+    validation: View | None = None
+    validation_dataset: str | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class Prepared:
             "dataset": self.index.fingerprint,
             "packing": self.view.packing,
             "tokenizer": self.index.tokenizer.sha256,
+            **({"validation": self.validation_dataset} if self.validation_dataset else {}),
         }
 
     @property
@@ -83,7 +86,9 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
     _check_order(order, config, request.tokens)
     layout = lay_out(config, world_size)
     _check_memory(config, layout)
-    prepared = Prepared(request, config, index, view, order, layout)
+    validation = open_validation(request.tokens, index, config)
+    _check_validation(validation, config, request.tokens)
+    prepared = Prepared(request, config, index, view, order, layout, *(validation or ()))
     _check_run(prepared)
     return prepared
 
@@ -104,6 +109,19 @@ def _check_order(order: ReadingOrder, config: RunConfig, tokens: Path) -> None:
         raise ConfigError(
             f"{tokens} has {order.bounds[-1]} chunks of {config.data.sequence_length}, of which data.validation_chunks "
             f"reserves {order.num_held_out}: a global batch of {config.data.global_batch} must be left to train on"
+        )
+
+
+def _check_validation(validation: tuple[View, str] | None, config: RunConfig, tokens: Path) -> None:
+    """Raises: ConfigError if the validation split has too few chunks; FormatError if a file is not there in full."""
+    if validation is None:
+        return
+    view, wanted = validation[0], config.data.validation_chunks
+    view.check()
+    if sum(view.shard_chunks) < wanted:
+        raise ConfigError(
+            f"{tokens / VALIDATION_NAME} has {sum(view.shard_chunks)} chunks of {config.data.sequence_length}, "
+            f"data.validation_chunks wants {wanted}: lower it, or tokenize with a larger --validation-share"
         )
 
 

@@ -59,7 +59,8 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progr
     optimizer = build_optimizer(config.optimizer, strategy.model)
     checkpoints = Checkpoints(request.run / "checkpoints", config.checkpoint.keep, prepared.identity)
     progress = _resume(prepared, checkpoints, strategy, optimizer, log)
-    reader = ChunkReader(prepared.view, config, strategy.dp_rank, prepared.layout.dp_size, device)
+    ranks = strategy.dp_rank, prepared.layout.dp_size
+    reader = ChunkReader(prepared.view, config, *ranks, device, prepared.validation)
     dtype = PRECISIONS[config.training.precision] or torch.float32
     flops = flops_per_token(config.model, config.data.sequence_length)
     parts = Parts(

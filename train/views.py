@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.cursor import Chunks
-from shared.format import Index, num_chunks, open_tokens
+from shared.errors import FormatError
+from shared.format import VALIDATION_NAME, Index, num_chunks, open_tokens, read_index
 from shared.packing import PackingName, open_chunks, open_pieces, read_packing
 from train.config import RunConfig
 from train.model import IGNORED
@@ -66,6 +67,21 @@ def open_view(tokens: Path, index: Index, config: RunConfig) -> View:
     if config.data.packing is None:
         return PlainView(tokens, index, length)
     return PackedView(PackingName(tokens, config.data.packing, length), index)
+
+
+def open_validation(tokens: Path, index: Index, config: RunConfig) -> tuple[View, str] | None:
+    """The view of the dataset's validation split and its fingerprint, if `config` validates on that.
+
+    Raises: FormatError if there is none, or none of the same tokenizer.
+    """
+    if config.data.validation != "split" or not config.data.validation_chunks:
+        return None
+    directory = tokens / VALIDATION_NAME
+    held_out = read_index(directory)
+    if held_out.tokenizer.sha256 != index.tokenizer.sha256:
+        found, wanted = held_out.tokenizer.sha256[:12], index.tokenizer.sha256[:12]
+        raise FormatError(f"{directory} has tokenizer {found}, {tokens} has {wanted}: tokenize both again, together")
+    return open_view(directory, held_out, config), held_out.fingerprint
 
 
 class PlainView:
