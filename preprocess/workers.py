@@ -10,20 +10,18 @@ import os
 import signal
 import threading
 import traceback
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from preprocess.attempts import TRIES, Attempts
 from preprocess.job import Job
 from preprocess.progress import Progress
 from shared.errors import UserError
 from shared.format import Shard
-from shared.terminal import safe_text
 
-TRIES = 3
 GRACE_S = 2.0  # between a worker's last word and its end
 
 
@@ -78,26 +76,24 @@ class _Pool:
         self._job, self._progress = job, progress
         self._num_workers = max(min(num_workers, len(numbers)), 1)
         self._num_threads = num_workers // self._num_workers
-        self._waiting = deque(numbers)
-        self._deaths: Counter[int] = Counter()
+        self._attempts = Attempts(job.plan, numbers)
         self._failed_starts = 0
-        self._set_aside: dict[int, str] = {}
         self._shards: dict[int, Shard] = {}
         self._workers: list[_Worker] = []
 
     def run(self) -> dict[int, Shard]:
-        while self._waiting or self._num_busy():
-            while len(self._workers) < min(self._num_workers, len(self._waiting) + self._num_busy()):
+        waiting = self._attempts.waiting
+        while waiting or self._num_busy():
+            while len(self._workers) < min(self._num_workers, len(waiting) + self._num_busy()):
                 self._workers.append(_Worker(self._job, self._num_threads))
             ready = wait([end for worker in self._workers for end in (worker.pipe, worker.process.sentinel)])
             for worker in [*self._workers]:
                 if worker.pipe in ready or worker.process.sentinel in ready:
                     self._attend(worker)
             for worker in self._workers:
-                if worker.is_ready and worker.number is None and self._waiting:
-                    worker.give(self._waiting.popleft())
-        if self._set_aside:
-            raise UserError(self._told())
+                if worker.is_ready and worker.number is None and waiting:
+                    worker.give(waiting.popleft())
+        self._attempts.finish()
         return self._shards
 
     def end(self) -> None:
@@ -154,26 +150,7 @@ class _Pool:
                 )
             return
         self._progress.add(-worker.text_bytes, -worker.num_tokens)
-        self._deaths[number] += 1
-        if self._deaths[number] < TRIES:
-            self._waiting.append(number)  # behind the others: fewer are at work then
-            then = f"trying it again ({self._deaths[number] + 1} of {TRIES})"
-        else:
-            self._set_aside[number] = reason
-            then = "setting it aside"
-        print(f"the worker on shard {number} ended ({reason}): {then}", flush=True)
-
-    def _told(self) -> str:
-        plan, phrases = self._job.plan, []
-        for number, reason in sorted(self._set_aside.items()):
-            shard = plan.shards[number]
-            groups = f"row groups {shard.first_row_group} to {shard.first_row_group + shard.num_row_groups - 1}"
-            source = safe_text(plan.sources[shard.source].path)
-            phrases.append(f"shard {number} ({source}, {groups}) ended its worker {TRIES} times ({reason})")
-        return (
-            f"{'; '.join(phrases)}: every other shard is written; free some memory or move the file away, "
-            "then run again: it continues"
-        )
+        self._attempts.died(number, reason)
 
 
 @contextmanager
