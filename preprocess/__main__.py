@@ -58,6 +58,8 @@ class TokenizeOptions(FinishOptions):
 
     workers: int | None = None
     """Processes that write shards, of one thread each (None: one for each core)."""
+    ray: str | None = None
+    """Write the shards on a Ray cluster: auto, local, host:port or ray://host:port; its nodes share DATA and TOKENS."""
     part: str | None = None
     """i/n: write only every n-th shard, as task i of a job array in one shared directory; the last writes the index."""
     engine: Literal["gigatoken", "fastokens", "tokenizers"] | None = None
@@ -116,9 +118,9 @@ def tokenize(argv: Sequence[str]) -> None:
     """Text -> token dataset; continues one that was interrupted."""
     options = _parse("tokenize", TokenizeOptions, argv)
     settings, tokenizer = options.build_settings(), options.tokenizer_settings()
-    workers = num_cores() if options.workers is None else options.workers
+    workers = num_cores() if options.workers is None and options.ray is None else options.workers
     part = None if options.part is None else parse_part(options.part)
-    execution = Execution(workers, part, EngineSettings(options.engine, options.verify))
+    execution = Execution(workers, part, EngineSettings(options.engine, options.verify), options.ray)
     from preprocess.build import build
 
     build(options.data, options.tokens, settings, tokenizer, execution)

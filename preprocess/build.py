@@ -5,13 +5,14 @@ nothing; and a directory that was made otherwise is refused before anything in i
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from preprocess.commit import commit
 from preprocess.config import BuildSettings, EngineSettings, Execution, TokenizerSettings
 from preprocess.job import Job, write_here
+from preprocess.on_ray import write_on_ray
 from preprocess.parts import describe_missing, hold, is_ours
 from preprocess.plan import Plan, Settings, differences, index_settings, make_plan, needed_bytes
 from preprocess.progress import Progress
@@ -187,11 +188,8 @@ def _carry_out(job: Job, execution: Execution) -> Index | None:
     check_space(job.directory, shutil.disk_usage(job.directory).free, needed)
     sizes = {number: plan.shards[number].text_bytes for number in numbers}
     with Progress(len(numbers), sum(sizes.values()), len(shards), sum(sizes[i] for i in shards)) as progress:
-        if execution.workers is None:
-            shards |= write_here(job, missing, progress)
-        elif missing:
-            job.open(say=print)  # once for all workers, which find its results in the cache
-            shards |= write_on_workers(job, missing, execution.workers, progress)
+        if missing:
+            shards |= _write(job, missing, execution, progress)
     others, not_yet = _there(job, [i for i in range(len(plan.shards)) if i not in shards], "shard {} is missing")
     _refuse_others(job, not_yet)
     if not_yet:
@@ -199,6 +197,16 @@ def _carry_out(job: Job, execution: Execution) -> Index | None:
         print(f"part {part} is written; {there}; the part that ends last writes the index, else `finish` does")
         return None
     return commit(job, shards | others, progress, num_new=len(missing))
+
+
+def _write(job: Job, numbers: Sequence[int], execution: Execution, progress: Progress) -> dict[int, Shard]:
+    if execution.workers is None and execution.ray is None:
+        return write_here(job, numbers, progress)
+    job.open(say=print)  # once for all workers, which find its results in the cache
+    if execution.workers is not None:
+        return write_on_workers(job, numbers, execution.workers, progress)
+    assert execution.ray is not None
+    return write_on_ray(job, numbers, execution.ray, progress)
 
 
 def _there(job: Job, numbers: Iterable[int], told: str) -> tuple[dict[int, Shard], list[int]]:
