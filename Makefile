@@ -35,7 +35,7 @@ setup: $(READY) ## make .venv with the pinned dependencies
 
 .venv/ready: pyproject.toml .constraints.txt
 	python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c .constraints.txt -e '.[fast,plot,test]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c .constraints.txt -e '.[fast,plot,ray,test]'
 	touch $@
 
 demo: $(READY) ## everything once on two cores: corpus, tokenizer, dataset, two trainings of one run, text (DEMO=dir)

@@ -42,10 +42,10 @@ def tokenize(argv: Sequence[str]) -> None:
     """Text -> token dataset; continues one that was interrupted."""
     options = _parse("tokenize", TokenizeOptions, argv)
     settings, tokenizer = options.build_settings(), options.tokenizer_settings()
-    workers = num_cores() if options.workers is None else options.workers
+    workers = num_cores() if options.workers is None and options.ray is None else options.workers
     part = None if options.part is None else parse_part(options.part)
     engines = EngineSettings(options.engine, options.verify, options.token_counts)
-    execution = Execution(workers, part, engines)
+    execution = Execution(workers, part, engines, options.ray)
     from preprocess.build import build
 
     build(options.data, options.tokens, settings, tokenizer, execution)

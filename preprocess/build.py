@@ -6,7 +6,7 @@ is kept apart for validation is a dataset of its own, in the first one's directo
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from preprocess.config import BuildSettings, EngineSettings, Execution, Tokenize
 from preprocess.discover import Inputs, discover
 from preprocess.duplicates import DigestJob, has_list, join_digests, undigested
 from preprocess.existing import make_directory, refuse_another, refuse_others, shards_there
-from preprocess.job import Job, write_here
+from preprocess.job import Done_co, Job, Work, write_here
+from preprocess.on_ray import write_on_ray
 from preprocess.parts import describe_missing, hold
 from preprocess.plan import make_plan, needed_bytes
 from preprocess.progress import Progress
@@ -157,11 +158,8 @@ def _ensure_duplicates(job: Job, execution: Execution) -> None:
     print(f"looking for duplicates among {sum(source.num_rows for source in plan.sources):,} rows", flush=True)
     done = sum(sizes) - sum(sizes[number] for number in missing)
     with Progress(len(sizes), sum(sizes), len(sizes) - len(missing), done) as progress:
-        digests = DigestJob(directory, job.root, plan)
-        if execution.workers is None:
-            write_here(digests, missing, progress)
-        elif missing:
-            write_on_workers(digests, missing, execution.workers, progress)
+        if missing:
+            _on(execution, DigestJob(directory, job.root, plan), missing, progress)
     print(f"{join_digests(directory, plan):,} rows repeat an earlier one", flush=True)
 
 
@@ -176,11 +174,8 @@ def _carry_out(job: Job, execution: Execution) -> Index | None:
     check_space(job.directory, shutil.disk_usage(job.directory).free, needed)
     sizes = {number: plan.shards[number].text_bytes for number in numbers}
     with Progress(len(numbers), sum(sizes.values()), len(shards), sum(sizes[i] for i in shards)) as progress:
-        if execution.workers is None:
-            shards |= write_here(job, missing, progress)
-        elif missing:
-            job.open(say=print)  # once for all workers, which find its results in the cache
-            shards |= write_on_workers(job, missing, execution.workers, progress)
+        if missing:
+            shards |= _on(execution, job, missing, progress)
     others, not_yet = shards_there(job, [i for i in range(len(plan.shards)) if i not in shards], "shard {} is missing")
     refuse_others(job, not_yet)
     if not_yet:
@@ -188,6 +183,15 @@ def _carry_out(job: Job, execution: Execution) -> Index | None:
         print(f"part {part} is written; {there}; the part that ends last writes the index, else `finish` does")
         return None
     return commit(job, shards | others, progress, num_new=len(missing))
+
+
+def _on(execution: Execution, work: Work[Done_co], numbers: Sequence[int], progress: Progress) -> dict[int, Done_co]:
+    """What `work` has done with each of the shards, where it was asked for."""
+    if execution.ray is not None:
+        return write_on_ray(work, numbers, execution.ray, progress)
+    if execution.workers is not None:
+        return write_on_workers(work, numbers, execution.workers, progress)
+    return write_here(work, numbers, progress)
 
 
 def check_space(directory: Path, free_bytes: int, wanted_bytes: int) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from shared.errors import ConfigError
@@ -182,18 +183,28 @@ def parse_part(text: str) -> Part:
 class Execution:
     """Who carries out a build; nothing here changes a byte of it.
 
-    `workers` processes, or this one if None. Only the shards of `part`, or all if None. `engines` is how they encode.
+    `workers` processes, or the Ray cluster at the address `ray`, or this process if both are None. Only the shards of
+    `part`, or all if None. `engines` is how they encode.
 
-    Raises: ConfigError for a value that cannot work.
+    Raises: ConfigError for a value or combination that cannot work.
     """
 
     workers: int | None = None
     part: Part | None = None
     engines: EngineSettings = EngineSettings()
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         if self.workers is not None:
             check_workers(self.workers)
+        if self.ray is None:
+            return
+        if self.workers is not None:
+            raise ConfigError("--ray with --workers: a cluster works with all of its CPUs, leave --workers out")
+        if self.part is not None:
+            raise ConfigError("--ray with --part: a cluster writes every part, leave --part out")
+        if find_spec("ray") is None:
+            raise ConfigError("--ray needs ray, which is not installed: pip install 'argonne[ray]'")
 
 
 @dataclass(frozen=True)

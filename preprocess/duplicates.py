@@ -11,7 +11,7 @@ a time, and the rows that repeat are kept beside the dataset: a function of the 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ class DigestJob:
     directory: Path
     root: Path
     plan: Plan
+
+    def absolute(self) -> "DigestJob":
+        """See job.Work."""
+        return replace(self, directory=self.directory.absolute(), root=self.root.absolute())
 
     def open(self, num_threads: int | None = None, say: Say = silent) -> Any:  # noqa: ARG002 (as for any job)
         """A function that writes the digests of one shard by its number."""

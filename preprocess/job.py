@@ -29,8 +29,19 @@ class Work(Protocol[Done_co]):
     """Something to be done with each shard of `plan`, as plain data that crosses to a worker and is opened there."""
 
     @property
+    def directory(self) -> Path:
+        """Where the results go."""
+
+    @property
+    def root(self) -> Path:
+        """Where the inputs are."""
+
+    @property
     def plan(self) -> Plan:
         """The shards, by number."""
+
+    def absolute(self) -> "Work[Done_co]":
+        """The same with paths that mean the same in another process and on another machine."""
 
     def open(self, num_threads: int | None = None, say: Say = silent) -> Callable[[int, Report], Done_co]:
         """A function that does it with one shard and returns what is to be known of that."""
@@ -50,6 +61,11 @@ class Job:
     tokenizer: bytes
     engines: EngineSettings
     duplicates: Path | None = None
+
+    def absolute(self) -> "Job":
+        """See Work."""
+        duplicates = None if self.duplicates is None else self.duplicates.absolute()
+        return replace(self, directory=self.directory.absolute(), root=self.root.absolute(), duplicates=duplicates)
 
     def open(self, num_threads: int | None = None, say: Say = silent) -> Write:
         """A function that writes one shard by its number; `say` is told which engine encodes and which are not used.

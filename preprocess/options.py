@@ -74,6 +74,8 @@ class TokenizeOptions(FinishOptions):
 
     workers: int | None = None
     """Processes that write shards, of one thread each (None: one for each core)."""
+    ray: str | None = None
+    """Write the shards on a Ray cluster: auto, local, host:port or ray://host:port; its nodes share DATA and TOKENS."""
     part: str | None = None
     """i/n: write only every n-th shard, as task i of a job array in one shared directory; the last writes the index."""
     engine: Literal["gigatoken", "fastokens", "tokenizers"] | None = None

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from preprocess.config import Part
+from preprocess.fence import FENCE_NAME, close_fence
 from shared.format import INDEX_NAME, TOKENIZER_NAME, VALIDATION_NAME
 from shared.packing import PACKINGS_NAME
 from shared.storage import LOCK_NAME, exclusive, together, written_name
@@ -19,7 +20,7 @@ LIST_NAMES = ("duplicates.npy", "duplicates.json")
 def is_ours(name: str) -> bool:
     """Whether a file or directory of this name may be a dataset's, finished or not."""
     name = written_name(name) or name
-    named = (INDEX_NAME, TOKENIZER_NAME, LOCK_NAME, PACKINGS_NAME, VALIDATION_NAME, *LIST_NAMES)
+    named = (INDEX_NAME, TOKENIZER_NAME, LOCK_NAME, FENCE_NAME, PACKINGS_NAME, VALIDATION_NAME, *LIST_NAMES)
     return bool(SHARD_NAME.fullmatch(name) or PART_LOCK.fullmatch(name) or name in named)
 
 
@@ -27,7 +28,8 @@ def is_ours(name: str) -> bool:
 def hold(directory: Path, part: Part | None) -> Iterator[None]:
     """Hold `directory` for a whole build, or for one part beside the others; nothing half-written stays behind.
 
-    Raises: UserError at once if it is in use by another build, or this part by another.
+    Raises: UserError at once if it is in use by another build, or this part by another; after a while if tasks of an
+    earlier build do not end.
     """
     if part is None:
         with exclusive(directory, "build"), _tidied(directory, part):
@@ -41,10 +43,12 @@ def hold(directory: Path, part: Part | None) -> Iterator[None]:
 
 @contextmanager
 def _tidied(directory: Path, part: Part | None) -> Iterator[None]:
+    close_fence(directory)
     _remove_leftovers(directory, part)
     try:
         yield
     finally:
+        close_fence(directory)
         _remove_leftovers(directory, part)
 
 

@@ -8,7 +8,6 @@ with their parent, however it ends.
 
 import signal
 import traceback
-from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import get_context
@@ -16,13 +15,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, cast
 
+from preprocess.attempts import TRIES, Attempts
 from preprocess.job import Done_co, Work
 from preprocess.processes import become_worker, interrupts_held
 from preprocess.progress import Progress
 from shared.errors import UserError
-from shared.terminal import safe_text
 
-TRIES = 3
 GRACE_S = 2.0  # between a worker's last word and its end
 
 
@@ -79,26 +77,25 @@ class _Pool(Generic[Done_co]):
         self._job, self._progress = job, progress
         self._num_workers = max(min(num_workers, len(numbers)), 1)
         self._num_threads = num_workers // self._num_workers
-        self._waiting = deque(numbers)
-        self._deaths: Counter[int] = Counter()
+        self._attempts = Attempts(job.plan, numbers)
         self._failed_starts = 0
-        self._set_aside: dict[int, str] = {}
         self._done: dict[int, Done_co] = {}
         self._workers: list[_Worker] = []
+        self._said: set[str] = set()
 
     def run(self) -> dict[int, Done_co]:
-        while self._waiting or self._num_busy():
-            while len(self._workers) < min(self._num_workers, len(self._waiting) + self._num_busy()):
+        waiting = self._attempts.waiting
+        while waiting or self._num_busy():
+            while len(self._workers) < min(self._num_workers, len(waiting) + self._num_busy()):
                 self._workers.append(_Worker(self._job, self._num_threads))
             ready = wait([end for worker in self._workers for end in (worker.pipe, worker.process.sentinel)])
             for worker in [*self._workers]:
                 if worker.pipe in ready or worker.process.sentinel in ready:
                     self._attend(worker)
             for worker in self._workers:
-                if worker.is_ready and worker.number is None and self._waiting:
-                    worker.give(self._waiting.popleft())
-        if self._set_aside:
-            raise UserError(self._told())
+                if worker.is_ready and worker.number is None and waiting:
+                    worker.give(waiting.popleft())
+        self._attempts.finish()
         return self._done
 
     def end(self) -> None:
@@ -125,6 +122,10 @@ class _Pool(Generic[Done_co]):
         match what, *details:
             case "ready", None:
                 worker.is_ready, self._failed_starts = True, 0
+            case "said", str(line):
+                if line not in self._said:  # all of them say it
+                    print(line, flush=True)
+                self._said.add(line)
             case "progress", (int(text_bytes), int(num_tokens)):
                 worker.text_bytes += text_bytes
                 worker.num_tokens += num_tokens
@@ -155,26 +156,7 @@ class _Pool(Generic[Done_co]):
                 )
             return
         self._progress.add(-worker.text_bytes, -worker.num_tokens)
-        self._deaths[number] += 1
-        if self._deaths[number] < TRIES:
-            self._waiting.append(number)  # behind the others: fewer are at work then
-            then = f"trying it again ({self._deaths[number] + 1} of {TRIES})"
-        else:
-            self._set_aside[number] = reason
-            then = "setting it aside"
-        print(f"the worker on shard {number} ended ({reason}): {then}", flush=True)
-
-    def _told(self) -> str:
-        plan, phrases = self._job.plan, []
-        for number, reason in sorted(self._set_aside.items()):
-            shard = plan.shards[number]
-            groups = f"row groups {shard.first_row_group} to {shard.first_row_group + shard.num_row_groups - 1}"
-            source = safe_text(plan.sources[shard.source].path)
-            phrases.append(f"shard {number} ({source}, {groups}) ended its worker {TRIES} times ({reason})")
-        return (
-            f"{'; '.join(phrases)}: every other shard is written; free some memory or move the file away, "
-            "then run again: it continues"
-        )
+        self._attempts.died(number, reason)
 
 
 def _serve(pipe: Connection, job: Work[Any], num_threads: int) -> None:
@@ -182,7 +164,7 @@ def _serve(pipe: Connection, job: Work[Any], num_threads: int) -> None:
     become_worker()
     with suppress(BrokenPipeError):  # the parent has gone
         try:
-            write = job.open(num_threads)
+            write = job.open(num_threads, lambda line: pipe.send(("said", line)))
             pipe.send(("ready", None))
             while True:
                 number = pipe.recv()

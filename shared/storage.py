@@ -106,12 +106,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def exclusive(directory: Path, what: str, name: str = LOCK_NAME) -> Iterator[None]:
+def exclusive(directory: Path, what: str, name: str = LOCK_NAME, timeout_s: float = 0.0) -> Iterator[None]:
     """Hold `directory`, or the part of it that `name` stands for, alone; the lock ends with the process, however.
 
-    Raises: UserError at once if another process holds it.
+    Raises: UserError if another process still holds it after `timeout_s`.
     """
-    lock = FileLock(directory / name, timeout=0)
+    lock = FileLock(directory / name, timeout=timeout_s)
     try:
         lock.acquire()
     except Timeout:
@@ -125,14 +125,14 @@ def exclusive(directory: Path, what: str, name: str = LOCK_NAME) -> Iterator[Non
 
 
 @contextmanager
-def together(directory: Path, what: str) -> Iterator[None]:
-    """Hold `directory` beside others that hold it so: nobody can hold it alone meanwhile.
+def together(directory: Path, what: str, name: str = LOCK_NAME) -> Iterator[None]:
+    """Hold `directory`, or the part of it that `name` stands for, beside others that hold it so: nobody can alone.
 
     Raises: UserError at once if another process holds it alone.
     """
     import fcntl  # POSIX only, as are the file systems that several machines share
 
-    with open(directory / LOCK_NAME, "ab") as file:
+    with open(directory / name, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,0 +1,104 @@
+"""A task of a build on one node of a Ray cluster: write one shard where all nodes see it, if the node is fit for that.
+
+It is not if it has other software, another input or another directory than the machine that the build began on: what it
+wrote would be other bytes, or in another place.
+"""
+
+import hashlib
+import io
+import platform
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from preprocess.fence import inside_fence
+from preprocess.job import Work
+from preprocess.plan import Settings, differences
+from shared.errors import UserError
+from shared.terminal import safe_text
+
+Result = tuple[Any, list[str], tuple[int, int]]
+PACKAGES = ("tokenizers", "gigatoken", "fastokens", "pyarrow")  # what makes ids of text
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every task is given: the build, the name of its fence, and the software that a node must have."""
+
+    job: Work[Any]
+    fence: str
+    software: Settings
+
+
+def write_on_node(order: list[Any], number: int) -> Result:
+    """A task: shard `number` of the order that the one reference in `order` leads to.
+
+    What was done, what was said meanwhile line by line, and the bytes of text and tokens.
+
+    Raises: UserError for whatever the user can mend.
+    """
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            done, counts = _open(order[0])(number)
+    except UserError as error:
+        raise UserError(str(error)) from None  # some kinds cannot travel
+    return done, said.getvalue().splitlines(), counts
+
+
+def software() -> Settings:
+    """Hash of our own code and versions of the packages that decide the bytes of a dataset."""
+    found: Settings = {"argonne": _code()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@lru_cache(maxsize=1)
+def _open(reference: Any) -> Callable[[int], tuple[Any, tuple[int, int]]]:
+    """A function that writes shards of an order; what it needs is loaded once in a process."""
+    import ray
+
+    order: Order = ray.get(reference)
+    job = order.job
+    if different := differences(software(), order.software):
+        found = safe_text("; ".join(different))
+        raise UserError(f"{platform.node()} has other software: {found}: install the same everywhere")
+    write = job.open(1, say=print)
+
+    def fenced(number: int) -> tuple[Any, tuple[int, int]]:
+        counts = [0, 0]
+
+        def report(text_bytes: int, num_tokens: int) -> None:
+            counts[0] += text_bytes
+            counts[1] += num_tokens
+
+        with inside_fence(job.directory, order.fence):
+            _check_input(job, number)
+            return write(number, report), (counts[0], counts[1])
+
+    return fenced
+
+
+def _check_input(job: Work[Any], number: int) -> None:
+    """Raises: UserError if this node lacks the input of shard `number`: it must not pass for a damaged file."""
+    source = job.plan.sources[job.plan.shards[number].source]
+    path = job.root / source.path
+    if not path.is_file() or path.stat().st_size != source.size_bytes:
+        raise UserError(
+            f"{safe_text(str(path))} on {platform.node()} is not there with its {source.size_bytes:,} bytes: every "
+            "node must share the input"
+        )
+
+
+def _code() -> str:
+    packages = [Path(__file__).parent, Path(__file__).parents[1] / "shared"]
+    files = sorted(path for package in packages for path in package.glob("*.py"))
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
