@@ -34,19 +34,24 @@ class Order:
     software: Settings
 
 
-def write_on_node(order: list[Any], number: int) -> Result:
+@dataclass(frozen=True)
+class Mistake:
+    """What the user can mend, in one line. It is returned and not raised: Ray tells at length of every task's error."""
+
+    line: str
+
+
+def write_on_node(order: list[Any], number: int) -> Result | Mistake:
     """A task: shard `number` of the order that the one reference in `order` leads to.
 
     What was done, what was said meanwhile line by line, and the bytes of text and tokens.
-
-    Raises: UserError for whatever the user can mend.
     """
     said = io.StringIO()
     try:
         with redirect_stdout(said):
             done, counts = _open(order[0])(number)
     except UserError as error:
-        raise UserError(str(error)) from None  # some kinds cannot travel
+        return Mistake(str(error))
     return done, said.getvalue().splitlines(), counts
 
 

@@ -16,7 +16,7 @@ from preprocess.attempts import Attempts
 from preprocess.config import num_cores
 from preprocess.fence import open_fence
 from preprocess.job import Done_co, Work
-from preprocess.on_node import Order, Result, software, write_on_node
+from preprocess.on_node import Mistake, Order, Result, software, write_on_node
 from preprocess.progress import Progress
 from shared.errors import UserError
 from shared.terminal import safe_text
@@ -125,12 +125,9 @@ def _result(ray: Any, task: Any) -> Result | str:
     Raises: UserError if it tells one.
     """
     try:
-        result: Result = ray.get(task)
-        return result
+        result: Result | Mistake = ray.get(task)
     except ray.exceptions.RayTaskError as error:
         match error.cause:
-            case UserError() as mistake:
-                raise UserError(str(mistake)) from None
             case MemoryError():
                 return "out of memory"
             case ray.exceptions.RayError() as failure:
@@ -141,6 +138,9 @@ def _result(ray: Any, task: Any) -> Result | str:
         raise RuntimeError(f"a task failed:\n{error}") from None
     except ray.exceptions.RayError as error:
         return why(error)
+    if isinstance(result, Mistake):
+        raise UserError(result.line)
+    return result
 
 
 def why(error: Exception) -> str:
