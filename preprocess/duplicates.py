@@ -73,7 +73,7 @@ class DigestJob:
             pieces = [np.full(2 * planned.num_rows, UNREADABLE)]
         else:
             check_unchanged(self.root, self.plan, planned, row - planned.first_row)
-        write_file(digests_path(self.directory, number), npy(pieces, OFFSET_DTYPE))
+        write_file(digests_path(self.directory, number), npy(pieces, 2 * planned.num_rows, OFFSET_DTYPE))
 
 
 def digests_path(directory: Path, shard: int) -> Path:
@@ -109,7 +109,7 @@ def join_digests(directory: Path, plan: Plan, max_bytes: int = MAX_SORTED_BYTES)
     ]
     size_bytes = 24 * sum(shard.num_rows for shard in plan.shards)  # a digest and a number
     rows = np.sort(np.concatenate([*_repeats(shards, -(-size_bytes // max_bytes)), np.zeros(0, np.uint64)]))
-    sha256 = write_file(directory / LIST_NAME, npy([rows], OFFSET_DTYPE))
+    sha256 = write_file(directory / LIST_NAME, npy([rows], len(rows), OFFSET_DTYPE))
     write_sealed(directory / SEAL_NAME, {**question(plan), "num_duplicates": len(rows), "sha256": sha256})
     for shard in plan.shards:
         digests_path(directory, shard.number).unlink()

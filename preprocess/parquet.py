@@ -16,6 +16,7 @@ from shared.terminal import safe_text
 MAGIC = b"PAR1"
 MIN_SIZE_BYTES = 12  # magic, length of the footer, magic
 MAX_BATCH_ROWS = 4096
+BUFFER_BYTES = 1 << 20  # or a column of a row group is read whole, compressed, before its first row is there
 
 
 class Parquet:
@@ -124,7 +125,7 @@ def _footer_identity(path: Path) -> str:
 
 def _open(path: Path) -> Any:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+        return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=BUFFER_BYTES)
     except (pa.ArrowException, OSError) as error:
         reason = safe_text(str(error).splitlines()[0])
         raise BadFileError(path, f"has a damaged footer ({reason})", "download it again or move it away") from None

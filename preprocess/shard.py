@@ -14,6 +14,7 @@ from preprocess.encode import EngineError, Ids, Lengths
 from preprocess.plan import Plan, PlannedShard
 from preprocess.select import Fate, Fates, Selector, columns_read, kept_texts
 from preprocess.sources import read_rows
+from preprocess.spool import Spool
 from preprocess.token_counts import other_count
 from shared.errors import InputError
 from shared.format import TOKEN_DTYPES, token_dtype
@@ -26,12 +27,11 @@ Report = Callable[[int, int], None]  # bytes of text and tokens since the last c
 class Packed:
     """What the batches of a shard have become so far.
 
-    The ids of the whole shard are held, in the type they are stored in: the .npy header needs their number first, and
-    256 MiB of text is about as many bytes of ids. Text is never held beyond one batch.
+    Text is never held beyond one batch.
     """
 
-    def __init__(self) -> None:
-        self.pieces: list[Tokens] = []
+    def __init__(self, tokens: Spool) -> None:
+        self.tokens = tokens
         self.sizes: list[Lengths] = [np.zeros(0, np.int64)]
         self.fates: list[Fates] = [np.zeros(0, np.uint8)]
         self.read_bytes = self.text_bytes = self.rejected_bytes = 0
@@ -53,7 +53,7 @@ class Packed:
 
     def add(self, fates: Fates, sizes: Lengths, kept_bytes: int, tokens: Tokens, stored: Lengths) -> None:
         """Add a batch: the fate and bytes of each row, the bytes that were kept, and what is stored for them."""
-        self.pieces.append(tokens)
+        self.tokens.add(tokens)
         self.sizes.append(stored)
         self.fates.append(fates)
         self.read_bytes += int(sizes.sum())
@@ -62,15 +62,23 @@ class Packed:
 
 
 def encode_shard(
-    path: Path, planned: PlannedShard, plan: Plan, engines: Engines, selector: Selector, report: Report
+    directory: Path,
+    path: Path,
+    planned: PlannedShard,
+    plan: Plan,
+    engines: Engines,
+    selector: Selector,
+    report: Report,
 ) -> tuple[Packed, dict[str, Any]]:
     """The shard as the first engine gives it that passes the checks, and what its receipt says of that.
+
+    `directory` is where ids wait that are too many for the memory.
 
     Raises: InputError if the input cannot be read or its token counts are not those of the tokenizer.
     """
     failovers: list[dict[str, str]] = []
     for check in engines.checks(planned.first_row, planned.num_rows):
-        packed = Packed()
+        packed = Packed(Spool(directory, TOKEN_DTYPES[token_dtype(plan.tokenizer.vocab_size)]))
         try:
             _encode(path, planned, plan, check, selector, engines.settings.token_counts, packed, report)
             check.finish()
@@ -79,7 +87,7 @@ def encode_shard(
                 raise InputError(
                     f"shard {planned.number} gave {error}: the tokenizer contradicts itself, use another tokenizer.json"
                 ) from None
-            report(-packed.read_bytes, -sum(map(len, packed.pieces)))
+            report(-packed.read_bytes, -len(packed.tokens))
             label = check.candidate.label
             failovers.append({"engine": label, "reason": str(error)})
             print(f"shard {planned.number} is encoded again with the next engine: {label}: {error}", flush=True)

@@ -81,8 +81,8 @@ def write_skipped(directory: Path, plan: Plan, number: int, reason: str) -> Shar
         num_tokens=0,
         num_chunks=0,
         num_padding=len(padding),
-        tokens_sha256=write_file(tokens_path(directory, number), npy([padding], dtype)),
-        documents_sha256=write_file(documents_path(directory, number), npy([offsets], OFFSET_DTYPE)),
+        tokens_sha256=write_file(tokens_path(directory, number), npy([padding], len(padding), dtype)),
+        documents_sha256=write_file(documents_path(directory, number), npy([offsets], len(offsets), OFFSET_DTYPE)),
         num_skipped=planned.num_rows,
     )
     write_receipt(directory, plan, number, shard, {"reason": reason})

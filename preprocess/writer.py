@@ -4,7 +4,8 @@ A shard is a pure function of the plan and its input. Each file is whole or abse
 a receipt is done, and what has none is made again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def write_shard(
     """
     planned = plan.shards[number]
     path = root / plan.sources[planned.source].path
-    packed, made_by = encode_shard(path, planned, plan, engines, selector, report)
+    packed, made_by = encode_shard(directory, path, planned, plan, engines, selector, report)
     sizes = np.concatenate(packed.sizes)
     check_unchanged(root, plan, planned, len(sizes))
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(OFFSET_DTYPE)
@@ -58,16 +59,16 @@ def write_shard(
         num_tokens=num_tokens,
         num_chunks=num_chunks(num_tokens, length),
         num_padding=len(padding),
-        tokens_sha256=write_file(tokens_path(directory, number), npy([*packed.pieces, padding], dtype)),
-        documents_sha256=write_file(documents_path(directory, number), npy([offsets], OFFSET_DTYPE)),
+        tokens_sha256=write_file(tokens_path(directory, number), npy(chain(packed.tokens, [padding]), stored, dtype)),
+        documents_sha256=write_file(documents_path(directory, number), npy([offsets], len(offsets), OFFSET_DTYPE)),
     )
     write_receipt(directory, plan, number, shard, made_by)
     return shard
 
 
-def npy(pieces: Sequence[npt.NDArray], dtype: np.dtype) -> Iterator[bytes | memoryview]:
-    """The contents of a .npy file that holds `pieces` end to end."""
-    yield npy_header(dtype, sum(map(len, pieces)))
+def npy(pieces: Iterable[npt.NDArray], size: int, dtype: np.dtype) -> Iterator[bytes | memoryview]:
+    """The contents of a .npy file that holds `pieces` end to end, `size` values in all."""
+    yield npy_header(dtype, size)
     for piece in pieces:
         if len(piece):
             yield piece.data.cast("B")

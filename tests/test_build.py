@@ -20,11 +20,14 @@ from preprocess.config import BuildSettings, TokenizerSettings
 from preprocess.encode import ReferenceEngine
 from preprocess.plan import make_plan
 from preprocess.progress import Progress
+from preprocess.receipts import receipt_settings
+from preprocess.select import Selector
+from preprocess.shard import pack
 from preprocess.sources import read_footer
 from preprocess.tokenizer import load_tokenizer
-from preprocess.writer import pack, receipt_settings, write_shard
+from preprocess.writer import write_shard
 from shared.errors import ConfigError, FormatError, InputError, UserError
-from shared.format import TOKEN_DTYPES, open_tokens, read_index, stored_size
+from shared.format import TOKEN_DTYPES, Selection, open_tokens, read_index, stored_size
 from shared.storage import exclusive, write_sealed
 from tests import jsonl_cases
 from tests.helpers import (
@@ -37,6 +40,8 @@ from tests.helpers import (
     write_jsonl,
     write_parquet,
 )
+
+ALL = Selector(Selection())
 
 
 def tokenize(data, tokens, tokenizer_path, **options):
@@ -443,8 +448,8 @@ def test_an_id_outside_the_vocabulary_is_an_error_and_does_not_wrap(small_input,
     )
     engines = Engines(tokenizer, kinds=())
     engines.reference = WrongEngine(tokenizer.tokenizer)
-    with pytest.raises(InputError, match=r"tokenizers \S+ gave id 7\d,\d{3}; ids below 2,048 are wanted"):
-        write_shard(tmp_path, small_input, plan, 0, engines=engines, report=lambda size, tokens: None)
+    with pytest.raises(InputError, match=r"^shard 0 gave id 7\d,\d{3} where ids below 2,048 are wanted: the tok"):
+        write_shard(tmp_path, small_input, plan, 0, engines=engines, selector=ALL, report=lambda size, tokens: None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -454,7 +459,9 @@ def test_an_input_that_changed_after_planning_is_refused(tmp_path, tokenizer_pat
     plan = make_plan([read_footer(path, tmp_path / "in", "text")], BuildSettings(), tokenizer.identity)
     write_parquet(path, ["a"])
     with pytest.raises(InputError, match=r"gave 1 rows where its footer promised 3: it changed or is damaged"):
-        write_shard(tmp_path, tmp_path / "in", plan, 0, engines=Engines(tokenizer), report=lambda *_: None)
+        write_shard(
+            tmp_path, tmp_path / "in", plan, 0, engines=Engines(tokenizer), selector=ALL, report=lambda *_: None
+        )
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst"])
@@ -468,7 +475,7 @@ def test_json_lines_that_changed_after_planning_are_refused(tmp_path, tokenizer_
     ):
         write_jsonl(path, texts)
         with pytest.raises(InputError, match=message):
-            write_shard(tmp_path, tmp_path, plan, 0, engines=Engines(tokenizer), report=lambda *_: None)
+            write_shard(tmp_path, tmp_path, plan, 0, engines=Engines(tokenizer), selector=ALL, report=lambda *_: None)
 
 
 def test_a_sealed_file_that_is_no_receipt_is_refused(tmp_path):
