@@ -6,13 +6,13 @@ import platform
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import reading, tokenizing, training
+from tests.benchmarks import learning, reading, tokenizing, training
 
 
 def main() -> None:
     """Measure everything and print one table."""
     trained, share = training.measure()
-    rows = [*tokenizing.measure(), reading.measure(), trained]
+    rows = [*tokenizing.measure(), learning.measure(), reading.measure(), trained]
     table = Table("what", "ours", "bare loop", "unit", "ratio", title=f"{os.cpu_count()} cores, {platform.machine()}")
     for row in rows:
         table.add_row(*row.row())
