@@ -23,7 +23,7 @@ from preprocess.encode import limit_threads, unequal_texts
 from preprocess.skip import read_footers
 from preprocess.sources import BadFileError, find_sources, read_texts
 from preprocess.tokenizer import load_tokenizer
-from tests.benchmarks.tokenizing import SHARED_DATA, text_and_tokenizer
+from tests.benchmarks.tokenizing import SHARED_DATA, find_input
 
 
 def main() -> int:
@@ -49,7 +49,7 @@ def main() -> int:
 def _input(directory: Path) -> tuple[list[Path], list[Path]]:
     """All input files that can be read, the odd ones too, and the tokenizers."""
     if not SHARED_DATA.is_dir():
-        data, tokenizer = text_and_tokenizer(directory)
+        data, tokenizer = find_input(directory)
         return find_sources(str(data))[1], [tokenizer]
     files = [file for name in ("CC-MAIN-2025-26", "bad") for file in find_sources(str(SHARED_DATA / name))[1]]
     footers, _ = read_footers(files, SHARED_DATA, "text", skip_bad=True)

@@ -1,7 +1,7 @@
-"""Ratios taken in one run: the two sides take turns, and the medians are compared."""
+"""Ratios taken in one run: the sides take turns, and the medians are compared."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -20,12 +20,26 @@ class Comparison:
         return self.name, f"{self.ours:,.1f}", f"{self.bare:,.1f}", self.unit, f"{self.ours / self.bare:.2f}"
 
 
-def compare(name: str, unit: str, work: float, ours: Callable[[], object], bare: Callable[[], object], rounds: int = 5):
-    """Work a second of both sides, A B A B; the first turn of each warms up."""
-    seconds: dict[Callable[[], object], list[float]] = {ours: [], bare: []}
-    for _ in range(rounds + 1):
-        for side, taken in seconds.items():
+def take_turns(sides: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, float]:
+    """Median seconds of each side, A B A B, over `rounds` turns; the first `warm_up` turns do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(warm_up + rounds):
+        for name, side in sides.items():
             began = time.perf_counter()
             side()
-            taken.append(time.perf_counter() - began)
-    return Comparison(name, unit, work / median(seconds[ours][1:]), work / median(seconds[bare][1:]))
+            seconds[name].append(time.perf_counter() - began)
+    return {name: median(taken[warm_up:]) for name, taken in seconds.items()}
+
+
+def compare(
+    name: str,
+    unit: str,
+    work: float,
+    ours: Callable[[], object],
+    bare: Callable[[], object],
+    rounds: int = 5,
+    warm_up: int = 1,
+):
+    """Work a second of both sides."""
+    seconds = take_turns({"ours": ours, "bare": bare}, rounds, warm_up)
+    return Comparison(name, unit, work / seconds["ours"], work / seconds["bare"])

@@ -34,7 +34,7 @@ def measure() -> list[Comparison]:
     limit_threads(1)
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         directory = Path(name)
-        data, tokenizer_path = text_and_tokenizer(directory)
+        data, tokenizer_path = find_input(directory)
         files = sorted(data.glob("*.parquet"))
         settings = (
             BuildSettings(),
@@ -53,7 +53,7 @@ def measure() -> list[Comparison]:
         everything = compare(
             "tokenize, bare gigatoken",
             "MB/s",
-            _size_mb(files),
+            size_mb(files),
             ours,
             lambda: _bare_fast(raw, files, directory),
             rounds=3,
@@ -62,7 +62,7 @@ def measure() -> list[Comparison]:
         reference = compare(
             "tokenize, bare tokenizers",
             "MB/s",
-            _size_mb(few),
+            size_mb(few),
             ours_on_few,
             lambda: _bare(raw, few, directory),
             rounds=1,
@@ -70,8 +70,8 @@ def measure() -> list[Comparison]:
         return [everything, reference]
 
 
-def text_and_tokenizer(directory: Path) -> tuple[Path, Path]:
-    """Where the input is, and a tokenizer.json for it; made in `directory` if need be."""
+def find_input(directory: Path) -> tuple[Path, Path]:
+    """A directory of parquet files and a tokenizer.json for them: the shared ones, or made in `directory`."""
     if SHARED_DATA.is_dir():
         return SHARED_DATA / "CC-MAIN-2025-26", SHARED_DATA / "tokenizers" / "gpt2" / "tokenizer.json"
     data, first = directory / "corpus", directory / "first"
@@ -110,6 +110,7 @@ def _bare(raw: bytes, files: list[Path], directory: Path) -> None:
                     out.write(np.array([*encoding.ids, 0], np.uint16).tobytes())
 
 
-def _size_mb(files: list[Path]) -> float:
+def size_mb(files: list[Path]) -> float:
+    """MB of text in `files`."""
     columns = [pq.ParquetFile(file).read(columns=["text"]).column(0).cast(pa.large_string()) for file in files]
     return sum(chunk.nbytes for column in columns for chunk in column.chunks) / 1e6
