@@ -5,24 +5,29 @@ it comes in. Of several reasons to leave a row out the first counts: null, empty
 """
 
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.batches import Rows, text_sizes
 from preprocess.digests import is_drawn, text_digests
-from preprocess.where import columns_of, parse_where
-from shared.errors import ConfigError
 from shared.format import Selection
-from shared.terminal import safe_text
+
+if TYPE_CHECKING:
+    from preprocess.where import Condition
 
 Fates = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 NO_ROWS = np.zeros(0, np.int64)
+
+
+def _condition(text: str) -> "Condition":
+    from preprocess.where import Condition  # here: polars takes a worker longer to import than all it else needs
+
+    return Condition(text)
 
 
 class Fate(IntEnum):
@@ -49,8 +54,8 @@ class Selector:
     ) -> None:
         self._selection, self._duplicates = selection, NO_ROWS if duplicates is None else duplicates
         self._validation_share = 0.0 if whole else selection.validation_share
-        self._where = None if selection.where is None else parse_where(selection.where)
-        self.columns = [] if selection.where is None else columns_of(selection.where)
+        self._where = None if selection.where is None else _condition(selection.where)
+        self.columns = self._where.columns if self._where else []
 
     def fates(self, rows: Rows, first_row: int) -> Fates:
         """The fate of each of `rows`, of which the first is row `first_row` of the file.
@@ -62,7 +67,7 @@ class Selector:
         if rows.texts.null_count:
             fates[rows.texts.is_null().to_numpy(zero_copy_only=False)] = Fate.NULL
         if self._where is not None:
-            _leave_out(fates, ~self._fits(self._where, rows), Fate.FILTERED)
+            _leave_out(fates, ~self._where.holds(rows.others), Fate.FILTERED)
         if len(self._duplicates):
             here = np.searchsorted(self._duplicates, [first_row, first_row + len(fates)])
             repeats = np.zeros(len(fates), np.bool_)
@@ -72,20 +77,6 @@ class Selector:
             drawn = is_drawn(text_digests(rows.texts), self._validation_share)
             _leave_out(fates, drawn != (self._selection.split == "validation"), Fate.OTHER_SPLIT)
         return fates
-
-    def _fits(self, where: pl.Expr, rows: Rows) -> Mask:
-        """For which rows the condition holds; where it is null it does not."""
-        try:
-            answers = pl.DataFrame(rows.others).select(where).to_series()
-        except pl.exceptions.PolarsError as error:
-            raise self._misfit(str(error).split("\n", maxsplit=1)[0]) from None
-        if answers.dtype != pl.Boolean:
-            raise self._misfit(f"it gives {answers.dtype}, not true or false")
-        return answers.fill_null(value=False).to_numpy()
-
-    def _misfit(self, reason: str) -> ConfigError:
-        asked = safe_text(repr(self._selection.where))
-        return ConfigError(f"--where {asked} does not fit the columns: {safe_text(reason)}; mend the condition")
 
 
 def columns_read(selection: Selection, token_counts: str | None) -> list[str]:

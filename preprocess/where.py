@@ -11,6 +11,8 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from shared.errors import ConfigError
@@ -69,13 +71,35 @@ def parse_where(text: str) -> pl.Expr:
     return expression
 
 
-def columns_of(text: str) -> list[str]:
-    """The columns that the expression `text` looks at, each once, in order.
+class Condition:
+    """What `text` asks of a row; `columns` are those that it looks at, each once, in order.
 
-    >>> columns_of("b > 1 or a == b")
+    Raises: ConfigError if it is not understood.
+
+    >>> Condition("b > 1 or a == b").columns
     ['b', 'a']
     """
-    return list(dict.fromkeys(parse_where(text).meta.root_names()))
+
+    def __init__(self, text: str) -> None:
+        self._text, self._expression = text, parse_where(text)
+        self.columns = list(dict.fromkeys(self._expression.meta.root_names()))
+
+    def holds(self, rows: Any) -> npt.NDArray[np.bool_]:
+        """For which rows of a record batch with these columns it holds; where it is null it does not.
+
+        Raises: ConfigError if it does not fit the columns.
+        """
+        try:
+            answers = pl.DataFrame(rows).select(self._expression).to_series()
+        except pl.exceptions.PolarsError as error:
+            raise self._misfit(str(error).split("\n", maxsplit=1)[0]) from None
+        if answers.dtype != pl.Boolean:
+            raise self._misfit(f"it gives {answers.dtype}, not true or false")
+        return answers.fill_null(value=False).to_numpy()
+
+    def _misfit(self, reason: str) -> ConfigError:
+        asked = safe_text(repr(self._text))
+        return ConfigError(f"--where {asked} does not fit the columns: {safe_text(reason)}; mend the condition")
 
 
 class _Translator(ast.NodeVisitor):

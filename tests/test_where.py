@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from preprocess.where import MAX_DEPTH, columns_of, parse_where
+from preprocess.where import MAX_DEPTH, Condition, parse_where
 from shared.errors import ConfigError
 
 ROWS = pl.DataFrame(
@@ -51,11 +51,8 @@ def test_an_expression_means_what_it_says(text, wanted):
 
 
 def test_columns_are_named_once_each_in_order():
-    assert columns_of('score > 0.5 and (language == "en" or score < col("odd name"))') == [
-        "score",
-        "language",
-        "odd name",
-    ]
+    condition = Condition('score > 0.5 and (language == "en" or score < col("odd name"))')
+    assert condition.columns == ["score", "language", "odd name"]
 
 
 @pytest.mark.parametrize(
