@@ -6,6 +6,7 @@ a new worker, and after the third death set aside, so that the others are writte
 with their parent, however it ends.
 """
 
+import pickle
 import signal
 import traceback
 from collections.abc import Sequence
@@ -41,16 +42,21 @@ def write_on_workers(
 class _Worker:
     """The parent's end of one process; `number` is the shard it is on, with what it has told of it."""
 
-    def __init__(self, job: Work[Any], num_threads: int) -> None:
+    def __init__(self, num_threads: int) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_serve, args=(theirs, job, num_threads), daemon=True)
+        self.process: SpawnProcess = context.Process(target=_serve, args=(theirs, num_threads), daemon=True)
         with interrupts_held():  # or Ctrl-C meets the worker before it has learnt to leave that to its parent
             self.process.start()
         theirs.close()
         self.is_ready, self.last_words = False, ""
         self.number: int | None = None
         self.text_bytes = self.num_tokens = 0
+
+    def employ(self, job: bytes) -> None:
+        """Tell the worker, once, what its job is; waits until it can hear that."""
+        with suppress(OSError):  # its death, if that is why, is about to be noticed
+            self.pipe.send_bytes(job)
 
     def give(self, number: int) -> None:
         """Set the worker on shard `number`."""
@@ -74,7 +80,7 @@ class _Worker:
 
 class _Pool(Generic[Done_co]):
     def __init__(self, job: Work[Done_co], numbers: Sequence[int], num_workers: int, progress: Progress) -> None:
-        self._job, self._progress = job, progress
+        self._job, self._progress = pickle.dumps(job), progress
         self._num_workers = max(min(num_workers, len(numbers)), 1)
         self._num_threads = num_workers // self._num_workers
         self._attempts = Attempts(job.plan, numbers)
@@ -86,8 +92,7 @@ class _Pool(Generic[Done_co]):
     def run(self) -> dict[int, Done_co]:
         waiting = self._attempts.waiting
         while waiting or self._num_busy():
-            while len(self._workers) < min(self._num_workers, len(waiting) + self._num_busy()):
-                self._workers.append(_Worker(self._job, self._num_threads))
+            self._hire(min(self._num_workers, len(waiting) + self._num_busy()) - len(self._workers))
             ready = wait([end for worker in self._workers for end in (worker.pipe, worker.process.sentinel)])
             for worker in [*self._workers]:
                 if worker.pipe in ready or worker.process.sentinel in ready:
@@ -97,6 +102,13 @@ class _Pool(Generic[Done_co]):
                     worker.give(waiting.popleft())
         self._attempts.finish()
         return self._done
+
+    def _hire(self, count: int) -> None:
+        """Start `count` workers, all of them before any is told its job, which none hears before it has started."""
+        new = [_Worker(self._num_threads) for _ in range(count)]
+        self._workers += new
+        for worker in new:
+            worker.employ(self._job)
 
     def end(self) -> None:
         for worker in self._workers:
@@ -159,11 +171,12 @@ class _Pool(Generic[Done_co]):
         self._attempts.died(number, reason)
 
 
-def _serve(pipe: Connection, job: Work[Any], num_threads: int) -> None:
-    """A worker's life: write the shards whose numbers come, say how it goes."""
+def _serve(pipe: Connection, num_threads: int) -> None:
+    """A worker's life: hear its job, write the shards whose numbers come, say how it goes."""
     become_worker()
     with suppress(BrokenPipeError):  # the parent has gone
         try:
+            job: Work[Any] = pickle.loads(pipe.recv_bytes())  # from its parent
             write = job.open(num_threads, lambda line: pipe.send(("said", line)))
             pipe.send(("ready", None))
             while True:
