@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocess.batches import text_sizes
 from preprocess.codepoints import CodePoints
 from preprocess.encode import Engine, EngineError, Ids, Lengths, unequal_texts
 from preprocess.spelling import ByteLengths, spelled_bytes
@@ -20,6 +21,8 @@ from preprocess.spelling import ByteLengths, spelled_bytes
 MIN_BY_HASH, MAX_BY_HASH, ROWS_PER_DRAWN = 3, 28, 2048  # so that small shards do not spend their time on it
 SAMPLE_LONGEST, SAMPLE_LEAST_ASCII = 1, 3
 MAX_SAMPLED_BYTES = 16 << 10
+PROBES, MAX_COUNTED = 32, 16  # bytes of a text that are looked at; texts of a batch whose letters are counted
+FIRST_ABOVE_ASCII = 0x80
 KEYS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
@@ -149,7 +152,7 @@ class ShardCheck:
         return interleave(is_routed, self._reference.encode(texts.take(pa.array(routed))), others), len(routed)
 
     def _remember(self, texts: Any, ids: Ids, lengths: Lengths) -> None:
-        sizes = np.diff(np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1])
+        sizes = text_sizes(texts)
         cheap = (sizes > 0) & (sizes <= MAX_SAMPLED_BYTES)
         if not cheap.any():
             return
@@ -167,10 +170,28 @@ class ShardCheck:
                 keep(self._by_hash, int(row) - self._row, 0.0, len(self._drawn))
         size_scores = np.where(cheap, sizes, 0)
         keep(self._longest, int(size_scores.argmax()), float(size_scores.max()), SAMPLE_LONGEST)
-        foreign = np.where(cheap, (sizes - pc.utf8_length(texts).to_numpy()) / np.maximum(sizes, 1), 0.0)
-        for number in np.argsort(-foreign, kind="stable")[:SAMPLE_LEAST_ASCII]:
-            if foreign[number] > 0:
-                keep(self._least_ascii, int(number), float(foreign[number]), SAMPLE_LEAST_ASCII)
+        for number, share in least_ascii(texts, np.flatnonzero(cheap)):
+            keep(self._least_ascii, number, share, SAMPLE_LEAST_ASCII)
+
+
+def least_ascii(texts: Any, numbers: npt.NDArray[np.int64]) -> list[tuple[int, float]]:
+    """Those of `numbers`, none of an empty text, with little ASCII: most first, with the bytes beyond one a letter.
+
+    A few bytes of every text tell which are worth counting; the number is a share of all bytes.
+
+    >>> texts = pa.array(["a", "\u6d77", "\u6d77a"], pa.large_string())
+    >>> least_ascii(texts, np.arange(3))
+    [(1, 0.6666666666666666), (2, 0.5)]
+    """
+    bounds = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    starts, sizes = bounds[numbers], bounds[numbers + 1] - bounds[numbers]
+    probes = starts[:, None] + (sizes[:, None] * (np.arange(PROBES) + 0.5) / PROBES).astype(np.int64)
+    guesses = (np.frombuffer(texts.buffers()[2], np.uint8)[probes] >= FIRST_ABOVE_ASCII).mean(axis=1)
+    likely = np.argsort(-guesses, kind="stable")[:MAX_COUNTED]
+    letters = pc.utf8_length(texts.take(pa.array(numbers[likely]))).to_numpy()
+    beyond = (sizes[likely] - letters) / sizes[likely]
+    shares = [(int(number), float(share)) for number, share in zip(numbers[likely], beyond, strict=True)]
+    return [(number, share) for number, share in sorted(shares, key=lambda pair: -pair[1]) if share > 0]
 
 
 def drawn_rows(first_row: int, num_rows: int) -> npt.NDArray[np.int64]:

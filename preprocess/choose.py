@@ -1,5 +1,6 @@
 """Which engine encodes: the fastest that is installed, fits the tokenizer and agrees with the reference engine."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -45,10 +46,11 @@ class Engines:
     ) -> None:
         self.reference: Engine = ReferenceEngine(tokenizer.tokenizer)
         self.settings = settings or EngineSettings()
-        self._document = ordinary(tokenizer.raw)
+        document = json.loads(tokenizer.raw)
+        self._document = ordinary(document)
         added = tokenizer.tokenizer.get_added_tokens_decoder().values()
         self._odd_texts = OddTexts(self.reference, [token.content for token in added if token.special])
-        self._byte_lengths = byte_lengths(tokenizer.raw, self._odd_texts.texts, self._odd_texts.encoded)
+        self._byte_lengths = byte_lengths(document, self._odd_texts.texts, self._odd_texts.encoded)
         names = [kind.name for kind in kinds]
         first = names.index(self.settings.engine) if self.settings.engine in names else 0
         self._waiting = [] if self.settings.engine == self.reference.name else list(kinds[first:])

@@ -111,14 +111,13 @@ class FastokensEngine:
         return np.frombuffer(ids, np.uint32), starts[1:] - starts[:-1]
 
 
-def ordinary(raw: bytes) -> Document:
-    """A tokenizer.json that encodes any text as plain text: no special token is matched, nothing added, cut or padded.
+def ordinary(document: Document) -> Document:
+    """The same tokenizer.json, made to take any text as plain text: nothing is matched, added, cut or padded.
 
     Added tokens that are not special are matched in text, as `tokenizers` does.
     """
-    document: Document = json.loads(raw)
-    document["added_tokens"] = [token for token in document.get("added_tokens") or [] if not token["special"]]
-    return {**document, **dict.fromkeys(("truncation", "padding", "post_processor"))}
+    added = [token for token in document.get("added_tokens") or [] if not token["special"]]
+    return {**document, "added_tokens": added, **dict.fromkeys(("truncation", "padding", "post_processor"))}
 
 
 def byte_letters() -> list[str]:

@@ -4,7 +4,6 @@ A byte-level vocabulary spells every text out, so the bytes behind the ids of a 
 the one check that looks at every id, and it knows nothing of engines.
 """
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,13 +17,13 @@ from preprocess.engines import Document
 ByteLengths = npt.NDArray[np.uint16]
 
 
-def byte_lengths(raw: bytes, texts: Sequence[str], encoded: tuple[Ids, Lengths]) -> ByteLengths | None:
-    """Bytes of text behind each id of the tokenizer.json `raw`, if its ids spell texts out; None if they do not.
+def byte_lengths(document: Document, texts: Sequence[str], encoded: tuple[Ids, Lengths]) -> ByteLengths | None:
+    """Bytes of text behind each id of the tokenizer.json `document`, if its ids spell texts out; None if they do not.
 
     Whether they do is not read from the file but seen: `encoded` is what the reference engine gives for `texts`, odd
     ones, and each must be as long as its ids say. A tokenizer that normalizes, or whose letters are no bytes, fails.
     """
-    lengths = letters_of_entries(json.loads(raw))
+    lengths = letters_of_entries(document)
     ids, numbers = encoded
     ends = np.concatenate([[0], np.cumsum(lengths[ids], dtype=np.int64)])[np.concatenate([[0], np.cumsum(numbers)])]
     sizes = [len(text.encode()) for text in texts]

@@ -1,5 +1,6 @@
 """Whether a dataset is still what was written: every file, its packings' too, against its checksum and its index."""
 
+import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -113,7 +114,7 @@ def _byte_lengths(directory: Path, index: Index) -> ByteLengths | None:
     """Bytes of text behind each id, if ids spell texts out."""
     tokenizer = load_tokenizer(directory / TOKENIZER_NAME, index.tokenizer.end_of_document)
     odd_texts = OddTexts(ReferenceEngine(tokenizer.tokenizer), [])
-    return byte_lengths(tokenizer.raw, odd_texts.texts, odd_texts.encoded)
+    return byte_lengths(json.loads(tokenizer.raw), odd_texts.texts, odd_texts.encoded)
 
 
 def _token_problems(lengths: ByteLengths | None, directory: Path, index: Index, shard: int) -> Iterator[str]:

@@ -17,7 +17,7 @@ NEW = "\u088f\u0c5c\U000323b0"  # letters since Unicode 17
 
 @pytest.fixture(scope="module")
 def document(tokenizer_path):
-    return ordinary(tokenizer_path.read_bytes())
+    return ordinary(json.loads(tokenizer_path.read_bytes()))
 
 
 def unlike(load, document, say=print):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,7 +15,7 @@ from tests.conftest import SHARED_DATA, has_shared_data
 def lengths_of(raw):
     """What the bytes behind the ids of this tokenizer.json are found to be."""
     odd = OddTexts(ReferenceEngine(make_tokenizer(raw, "test", "<|endoftext|>").tokenizer), [])
-    return byte_lengths(raw, odd.texts, odd.encoded)
+    return byte_lengths(json.loads(raw), odd.texts, odd.encoded)
 
 
 def changed(tokenizer_path, change):

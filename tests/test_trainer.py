@@ -243,8 +243,8 @@ def test_the_fast_engines_take_the_tokenizer_and_give_the_ids_of_the_reference(r
     (texts,) = strings([*real_texts, *odd_texts(SPECIALS), " ".join(SPECIALS)])
     wanted = ReferenceEngine(make_tokenizer(raw, "t.json", END).tokenizer).encode(texts)
     for kind in KINDS:
-        assert kind.refusal(ordinary(raw)) is None
-        assert len(unequal_texts(kind(ordinary(raw)).encode(texts), wanted)) == 0
+        assert kind.refusal(ordinary(json.loads(raw))) is None
+        assert len(unequal_texts(kind(ordinary(json.loads(raw))).encode(texts), wanted)) == 0
 
 
 @pytest.mark.parametrize("pre_tokenizer", ["gpt2", "llama3"])

@@ -81,7 +81,7 @@ def find_input(directory: Path) -> tuple[Path, Path]:
 
 
 def _bare_fast(raw: bytes, files: list[Path], directory: Path) -> None:
-    tokenizer = gigatoken.Tokenizer.from_json(json.dumps(ordinary(raw)))
+    tokenizer = gigatoken.Tokenizer.from_json(json.dumps(ordinary(json.loads(raw))))
     with open(directory / "bare.bin", "wb") as out:
         for file in files:
             for batch in pq.ParquetFile(file, memory_map=True).iter_batches(1000, columns=["text"], use_threads=False):
