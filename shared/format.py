@@ -72,8 +72,7 @@ class Shard:
     """What one shard holds. `source` counts into the index's sources; rows count within that source.
 
     A row is a document, null, empty, filtered out, a duplicate, of the other split, or skipped with its whole source:
-    num_rows is the sum of these seven. Of the `read_bytes` of text that was read, `text_bytes` are behind the tokens
-    and `rejected_bytes` in rows that were left out one by one: filtered out, duplicates, or of the other split.
+    num_rows is their sum. Of the `read_bytes` of text, `text_bytes` are behind tokens, `rejected_bytes` left out.
     """
 
     source: int
