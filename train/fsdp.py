@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 from train.config import RunConfig
 from train.data import Batch
 from train.layout import Layout
-from train.model import ArgonneModel, token_loss
+from train.model import ArgonneModel
 from train.strategy import clip_gradients, evaluating, materialize, precision_context, squared_norm
 
 
@@ -62,4 +62,5 @@ class FullyShardedStrategy:
 
     def _loss(self, batch: Batch) -> Tensor:
         with precision_context(self.config, self.device):
-            return token_loss(self.model(batch.inputs_BT), batch.targets_BT)
+            loss: Tensor = self.model(batch.inputs_BT, batch.targets_BT)
+            return loss

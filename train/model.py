@@ -174,7 +174,10 @@ class Block(nn.Module):
 
 
 class ArgonneModel(nn.Module):
-    """Token ids (B, T) -> logits (B, T, V). A part takes or gives hidden states (B, T, C) where it is cut."""
+    """Token ids (B, T) -> logits (B, T, V), or the loss of targets.
+
+    A part takes or gives hidden states (B, T, C) where it is cut.
+    """
 
     def __init__(self, config: ArgonneConfig, part: Part | None = None) -> None:
         super().__init__()
@@ -193,10 +196,18 @@ class ArgonneModel(nn.Module):
         if self.part.is_last and self.config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
-    def forward(self, x: Tensor, start: int = 0, caches: dict[str, KeyValueCache] | None = None) -> Tensor:
-        """Logits, or the hidden states of the last block of this part.
+    def forward(
+        self,
+        x: Tensor,
+        targets_BT: Tensor | None = None,
+        *,
+        start: int = 0,
+        caches: dict[str, KeyValueCache] | None = None,
+    ) -> Tensor:
+        """The hidden states of the last block of this part; of the last part the logits, or the loss of `targets_BT`.
 
-        `start` is the position of the first column of `x`; `caches` holds, by block name, what came before it.
+        The loss is a sum over the targets. `start` is the position of the first column of `x`; `caches` holds, by block
+        name, what came before it.
         """
         if self.part.is_first:
             x = self.embed_tokens(x)
@@ -204,10 +215,10 @@ class ArgonneModel(nn.Module):
         table = rotary_table(positions_T, self.config.head_dim, self.config.rope_theta)
         for name, block in self.blocks.items():
             x = block(x, table, caches[name] if caches is not None else None)
-        if self.part.is_last:
-            logits_BTV: Tensor = self.lm_head(self.norm(x))
-            return logits_BTV
-        return x
+        if not self.part.is_last:
+            return x
+        logits_BTV: Tensor = self.lm_head(self.norm(x))
+        return logits_BTV if targets_BT is None else token_loss(logits_BTV, targets_BT)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

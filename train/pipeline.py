@@ -15,7 +15,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from train.config import RunConfig
 from train.data import Batch
 from train.layout import Layout, split_layers
-from train.model import EMBEDDING, ArgonneModel, Part, token_loss
+from train.model import EMBEDDING, ArgonneModel, Part
 from train.strategy import clip_gradients, evaluating, materialize, precision_context, squared_norm
 
 
@@ -67,16 +67,18 @@ class PipelineStrategy:
         with precision_context(self.config, self.device):
             step(
                 *([batch.inputs_BT] if part.is_first else []),
+                **({"targets_BT": batch.targets_BT} if part.is_last else {}),  # the last stage's output is its loss
                 target=batch.targets_BT if part.is_last else None,
                 losses=losses if part.is_last else None,
-                return_outputs=False,  # they would keep the logits of the whole batch
+                return_outputs=False,
             )
         total = torch.stack([loss.detach() for loss in losses]).sum() if losses else torch.zeros((), device=self.device)
         dist.all_reduce(total)
         return total
 
-    def _loss(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-        return token_loss(logits_BTV, targets_BT) / self.num_targets
+    def _loss(self, loss: Tensor, targets_BT: Tensor) -> Tensor:
+        del targets_BT  # the model has seen them
+        return loss / self.num_targets
 
     def _add_up_gradients(self) -> None:
         """A tied head's gradient goes to the embedding it is tied to; then the pipelines' gradients are added."""

@@ -66,7 +66,7 @@ def generate(model: ArgonneModel, prompt_BT: Tensor, sampling: Sampling) -> Tens
     ended_B = torch.zeros(len(ids_BT), dtype=torch.bool, device=ids_BT.device)
     with evaluating(model):
         while ids_BT.shape[1] < length and not ended_B.all():
-            logits_BV = model(new_BT, ids_BT.shape[1] - new_BT.shape[1], caches)[:, -1].float()
+            logits_BV = model(new_BT, start=ids_BT.shape[1] - new_BT.shape[1], caches=caches)[:, -1].float()
             next_B = choose(logits_BV, sampling, generator)
             next_B = torch.where(ended_B, torch.full_like(next_B, config.pad_token_id or 0), next_B)
             ended_B |= next_B == config.eos_token_id
