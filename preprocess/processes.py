@@ -5,6 +5,7 @@ will want them still reads its options and plans. It has no thread of its own th
 """
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -16,7 +17,13 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 
 OPENED = ("choose", "duplicates", "select", "skip", "writer")
-LOADED = ["preprocess.workers", *(f"preprocess.{name}" for name in OPENED), "awkward", "gigatoken"]  # if installed
+LOADED = [
+    "preprocess.workers",
+    *(f"preprocess.{name}" for name in OPENED),
+    "awkward",
+    "gigatoken",
+    "numpy.ma",
+]  # if installed
 # What glibc gives back to the system at once, and takes again for the next batch, page by page; see mallopt(3).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 KEPT_BYTES = 64 << 20
@@ -50,6 +57,18 @@ def keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
         mallopt(M_TOP_PAD, KEPT_BYTES)
+
+
+@contextmanager
+def collection_held() -> Iterator[None]:
+    """Python looks for no garbage meanwhile: it would search a large tokenizer.json while that is being read."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
