@@ -106,6 +106,7 @@ class ShardCheck:
             raise EngineError(f"id {highest:,} where ids below {vocab_size:,} are wanted")
         if self._byte_lengths is None:
             return
+        assert highest < max(len(self._byte_lengths), 1), "each id has an entry, and nothing is looked up beyond"
         if (spelled := spelled_bytes(self._byte_lengths, ids)) != text_bytes:
             raise EngineError(f"ids that spell {spelled:,} bytes for {text_bytes:,} bytes of text")
 

@@ -82,8 +82,8 @@ def _positions(text: npt.NDArray[np.uint8], wanted: npt.NDArray[np.uint8]) -> In
             found = block == wanted[0]
             for byte in wanted[1:]:
                 found |= block == byte
-        if found.any():
-            places.append(start + np.flatnonzero(found))
+        if len(at := np.flatnonzero(found)):
+            places.append(start + at)
     return np.concatenate(places)
 
 

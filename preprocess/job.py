@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from preprocess.config import EngineSettings
 from preprocess.plan import Plan
+from preprocess.processes import collection_held
 from preprocess.sources import BadFileError
 from shared.errors import UserError
-from shared.format import TOKENIZER_NAME, Shard
+from shared.format import Shard
 from shared.terminal import safe_text
 
 if TYPE_CHECKING:
@@ -76,13 +77,13 @@ class Job:
         from preprocess.duplicates import Duplicates
         from preprocess.select import Selector
         from preprocess.skip import write_skipped
-        from preprocess.tokenizer import make_tokenizer
+        from preprocess.tokenizer import load_again
         from preprocess.writer import write_shard
 
-        end = self.plan.tokenizer.end_of_document
         settings = self.engines if num_threads is None else replace(self.engines, num_threads=num_threads)
-        engines = Engines(make_tokenizer(self.tokenizer, TOKENIZER_NAME, end), settings, say=say)
-        engines.announce()
+        with collection_held():
+            engines = Engines(load_again(self.tokenizer, self.plan.tokenizer), settings, say=say)
+            engines.announce()
         duplicates = None if self.duplicates is None else Duplicates(self.duplicates, self.plan)
 
         def write(number: int, report: Report) -> Shard:

@@ -11,10 +11,10 @@ from preprocess.batches import Rows, text_sizes
 from preprocess.check import ShardCheck
 from preprocess.choose import Engines
 from preprocess.encode import EngineError, Ids, Lengths
+from preprocess.growing import GrowingArray
 from preprocess.plan import Plan, PlannedShard
 from preprocess.select import Fate, Fates, Selector, columns_read, kept_texts
 from preprocess.sources import read_rows
-from preprocess.spool import Spool
 from preprocess.token_counts import other_count
 from shared.errors import InputError
 from shared.format import TOKEN_DTYPES, token_dtype
@@ -27,10 +27,11 @@ Report = Callable[[int, int], None]  # bytes of text and tokens since the last c
 class Packed:
     """What the batches of a shard have become so far.
 
-    Text is never held beyond one batch.
+    Text and ids are never held beyond one batch: the ids are in `tokens`, which is emptied for them.
     """
 
-    def __init__(self, tokens: Spool) -> None:
+    def __init__(self, tokens: GrowingArray) -> None:
+        tokens.clear()
         self.tokens = tokens
         self.sizes: list[Lengths] = [np.zeros(0, np.int64)]
         self.fates: list[Fates] = [np.zeros(0, np.uint8)]
@@ -62,7 +63,7 @@ class Packed:
 
 
 def encode_shard(
-    directory: Path,
+    tokens: GrowingArray,
     path: Path,
     planned: PlannedShard,
     plan: Plan,
@@ -72,13 +73,13 @@ def encode_shard(
 ) -> tuple[Packed, dict[str, Any]]:
     """The shard as the first engine gives it that passes the checks, and what its receipt says of that.
 
-    `directory` is where ids wait that are too many for the memory.
+    Its ids are in `tokens`.
 
     Raises: InputError if the input cannot be read or its token counts are not those of the tokenizer.
     """
     failovers: list[dict[str, str]] = []
     for check in engines.checks(planned.first_row, planned.num_rows):
-        packed = Packed(Spool(directory, TOKEN_DTYPES[token_dtype(plan.tokenizer.vocab_size)]))
+        packed = Packed(tokens)
         try:
             _encode(path, planned, plan, check, selector, engines.settings.token_counts, packed, report)
             check.finish()

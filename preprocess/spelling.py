@@ -45,9 +45,11 @@ def letters_of_entries(document: Document) -> ByteLengths:
 
 
 def spelled_bytes(lengths: ByteLengths, ids: npt.NDArray[np.unsignedinteger]) -> int:
-    """Bytes of text behind `ids`. Arrow looks them up twice as fast as numpy, which widens every index first.
+    """Bytes of text behind `ids`, all of which must be below the number of `lengths`.
+
+    Arrow looks them up twice as fast as numpy, which widens every index first.
 
     >>> spelled_bytes(np.array([1, 3], np.uint16), np.array([0, 1, 1], np.uint32))
     7
     """
-    return pc.sum(pa.array(lengths).take(pa.array(ids)), min_count=0).as_py() or 0
+    return pc.sum(pc.take(pa.array(lengths), pa.array(ids), boundscheck=False), min_count=0).as_py() or 0

@@ -5,7 +5,6 @@ texts with their ids (golden vectors) travel with the dataset to show that anoth
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,7 +64,7 @@ def make_tokenizer(raw: bytes, name: str, end_of_document: str | None) -> Loaded
         reason = safe_text(f"{type(error).__name__}: {error}")
         raise InputError(f"{name} is not a tokenizer.json ({reason}): name one that `tokenizers` can load") from None
     if dropout:
-        raise InputError(f"{name} has dropout {dropout}: ids would be random; set it to null in the file")
+        raise InputError(f"{name} has dropout {dropout:g}: ids would be random; set it to null in the file")
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     end = _end_of_document(name, vocabulary, end_of_document)
     return LoadedTokenizer(
@@ -81,11 +80,16 @@ def make_tokenizer(raw: bytes, name: str, end_of_document: str | None) -> Loaded
     )
 
 
+def load_again(raw: bytes, identity: TokenizerIdentity) -> LoadedTokenizer:
+    """The tokenizer that was loaded from `raw` before, in another process, and whose identity is known from there."""
+    return LoadedTokenizer(raw, _parse(raw)[0], identity)
+
+
 @lru_cache(maxsize=2)  # what is given is made again from the same bytes where shards are written
 def _parse(raw: bytes) -> tuple[Tokenizer, float | None]:
     """The tokenizer that `raw` describes, set to treat every text as plain text, and its dropout."""
-    dropout = json.loads(raw)["model"].get("dropout")
     tokenizer = Tokenizer.from_str(raw.decode())
+    dropout: float | None = getattr(tokenizer.model, "dropout", None)  # only BPE has it
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True

@@ -6,27 +6,29 @@ a new worker, and after the third death set aside, so that the others are writte
 with their parent, however it ends.
 """
 
+import os
 import pickle
 import signal
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from typing import Any, Generic, cast
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 from preprocess.attempts import TRIES, Attempts
 from preprocess.job import Done_co, Work
-from preprocess.processes import become_worker, interrupts_held
-from preprocess.progress import Progress
+from preprocess.processes import become_worker, interrupts_held, keep_freed_memory, worker_context
 from shared.errors import UserError
+
+if TYPE_CHECKING:  # what shows it is not for workers to load
+    from preprocess.progress import Progress
 
 GRACE_S = 2.0  # between a worker's last word and its end
 
 
 def write_on_workers(
-    job: Work[Done_co], numbers: Sequence[int], num_workers: int, progress: Progress
+    job: Work[Done_co], numbers: Sequence[int], num_workers: int, progress: "Progress"
 ) -> dict[int, Done_co]:
     """Write the shards on up to `num_workers` processes of one thread each; fewer shards get the threads instead.
 
@@ -43,11 +45,12 @@ class _Worker:
     """The parent's end of one process; `number` is the shard it is on, with what it has told of it."""
 
     def __init__(self, num_threads: int) -> None:
-        context = get_context("spawn")
+        context = worker_context()
         self.pipe, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_serve, args=(theirs, num_threads), daemon=True)
+        arguments = (theirs, num_threads, dict(os.environ))
+        self.process: BaseProcess = context.Process(target=_serve, args=arguments, daemon=True)
         with interrupts_held():  # or Ctrl-C meets the worker before it has learnt to leave that to its parent
-            self.process.start()
+            _start(self.process)
         theirs.close()
         self.is_ready, self.last_words = False, ""
         self.number: int | None = None
@@ -79,7 +82,7 @@ class _Worker:
 
 
 class _Pool(Generic[Done_co]):
-    def __init__(self, job: Work[Done_co], numbers: Sequence[int], num_workers: int, progress: Progress) -> None:
+    def __init__(self, job: Work[Done_co], numbers: Sequence[int], num_workers: int, progress: "Progress") -> None:
         self._job, self._progress = pickle.dumps(job), progress
         self._num_workers = max(min(num_workers, len(numbers)), 1)
         self._num_threads = num_workers // self._num_workers
@@ -171,9 +174,23 @@ class _Pool(Generic[Done_co]):
         self._attempts.died(number, reason)
 
 
-def _serve(pipe: Connection, num_threads: int) -> None:
+def _start(process: BaseProcess) -> None:
+    """Start the process; if what it is forked from has died, that is started again.
+
+    Raises: UserError if that dies each time.
+    """
+    for _ in range(TRIES):
+        with suppress(EOFError, ConnectionError):
+            process.start()
+            return
+    raise UserError(f"no worker could be started in {TRIES} tries: free some memory, then run again: it continues")
+
+
+def _serve(pipe: Connection, num_threads: int, environment: dict[str, str]) -> None:
     """A worker's life: hear its job, write the shards whose numbers come, say how it goes."""
     become_worker()
+    keep_freed_memory()
+    os.environ.update(environment)  # what it was forked from may have started long before
     with suppress(BrokenPipeError):  # the parent has gone
         try:
             job: Work[Any] = pickle.loads(pipe.recv_bytes())  # from its parent

@@ -5,13 +5,13 @@ a receipt is done, and what has none is made again.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from preprocess.choose import Engines
+from preprocess.growing import GrowingArray
 from preprocess.plan import Plan, PlannedShard
 from preprocess.receipts import write_receipt
 from preprocess.select import Selector
@@ -29,7 +29,7 @@ from shared.format import (
     token_dtype,
     tokens_path,
 )
-from shared.storage import write_file
+from shared.storage import new_file, write_file
 from shared.terminal import safe_text
 
 
@@ -40,15 +40,20 @@ def write_shard(
 
     Raises: InputError if the input cannot be read, or is not what the plan was made from.
     """
-    planned = plan.shards[number]
+    planned, length = plan.shards[number], plan.build.chunk_length
     path = root / plan.sources[planned.source].path
-    packed, made_by = encode_shard(directory, path, planned, plan, engines, selector, report)
-    sizes = np.concatenate(packed.sizes)
-    check_unchanged(root, plan, planned, len(sizes))
+    dtype = TOKEN_DTYPES[token_dtype(plan.tokenizer.vocab_size)]
+    with new_file(tokens_path(directory, number)) as file:
+        tokens = GrowingArray(file, dtype)
+        packed, made_by = encode_shard(tokens, path, planned, plan, engines, selector, report)
+        sizes = np.concatenate(packed.sizes)
+        check_unchanged(root, plan, planned, len(sizes))
+        num_tokens = len(tokens)
+        padding = np.full(stored_size(num_tokens, length) - num_tokens, plan.tokenizer.end_of_document_id, dtype)
+        tokens.add(padding)
+        tokens_sha256 = tokens.finish()
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(OFFSET_DTYPE)
-    num_tokens, length = int(offsets[-1]), plan.build.chunk_length
-    dtype, stored = TOKEN_DTYPES[token_dtype(plan.tokenizer.vocab_size)], stored_size(num_tokens, length)
-    padding = np.full(stored - num_tokens, plan.tokenizer.end_of_document_id, dtype)
+    assert offsets[-1] == num_tokens
     shard = Shard(
         source=planned.source,
         first_row_group=planned.first_row_group,
@@ -59,7 +64,7 @@ def write_shard(
         num_tokens=num_tokens,
         num_chunks=num_chunks(num_tokens, length),
         num_padding=len(padding),
-        tokens_sha256=write_file(tokens_path(directory, number), npy(chain(packed.tokens, [padding]), stored, dtype)),
+        tokens_sha256=tokens_sha256,
         documents_sha256=write_file(documents_path(directory, number), npy([offsets], len(offsets), OFFSET_DTYPE)),
     )
     write_receipt(directory, plan, number, shard, made_by)

@@ -11,7 +11,9 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,25 @@ LOCK_NAME = ".lock"
 
 
 def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
-    """Write `pieces` end to end to `path`, durable and whole or absent; return the sha256 of the contents.
+    """Write `pieces` end to end to `path`, durable and whole or absent; return the sha256 of the contents."""
+    digest = hashlib.sha256()
+    with new_file(path) as file:
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BufferedRandom]:
+    """An empty file, to be written in any order and read, that is `path` after the block, durable; absent if it failed.
 
     The temporary name is of this write alone: two processes that write the same file at once both write a whole one.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-    digest = hashlib.sha256()
     try:
-        with open(temporary, "wb") as file:
-            for piece in pieces:
-                digest.update(piece)
-                file.write(piece)
+        with open(temporary, "w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -43,7 +53,17 @@ def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
         temporary.unlink(missing_ok=True)  # a full disk gets its room back
         raise
     sync_directory(path.parent)
-    return digest.hexdigest()
+
+
+def sync_and_hash(file: BufferedRandom) -> str:
+    """Flush `file`, open for reading too, to the disk; hex sha256 of its contents, found while the disk works."""
+    file.flush()
+    with ThreadPoolExecutor(1) as pool:
+        synced = pool.submit(os.fsync, file.fileno())
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        synced.result()
+    return digest
 
 
 def written_name(name: str) -> str | None:

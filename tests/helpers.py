@@ -95,9 +95,21 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The worker processes of a build, as the system knows them."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if b"spawn_main" in _about(int(child), "cmdline")]
+    """The worker processes of a build, as the system knows them: children, or children of what they are forked from."""
+    children = [child for child in _children(pid) if b"spawn_main" in _about(child, "cmdline")]
+    for child in _children(pid):
+        if b"forkserver" in _about(child, "cmdline"):
+            children += _children(child)
+    return children
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in _about(pid, f"task/{pid}/children").split()]
+
+
+def parent_of(pid: int) -> int:
+    """The process that started a process."""
+    return int(_about(pid, "stat").rpartition(b")")[2].split()[1])
 
 
 def has_ended(pid: int) -> bool:

@@ -26,6 +26,7 @@ from tests.helpers import (
     contents,
     has_ended,
     has_open,
+    parent_of,
     run_cli,
     start_cli,
     workers_of,
@@ -136,6 +137,17 @@ def test_a_killed_worker_is_noticed_and_its_shard_written_by_another(data, strai
     assert process.returncode == 0, error
     number = shard_of(straight, "7.parquet")
     assert f"the worker on shard {number} ended (SIGKILL): trying it again (2 of 3)\n" in out
+    assert contents(tmp_path / "out") == contents(straight)
+
+
+def test_the_death_of_what_workers_are_forked_from_costs_at_most_their_shards(data, straight, tokenizer_path, tmp_path):
+    process = start(data, tmp_path / "out", tokenizer_path, "--workers", 2)
+    await_that((tmp_path / "out/00001.json").exists, process)
+    (parent,) = {parent_of(pid) for pid in workers_of(process.pid)}
+    assert parent != process.pid
+    os.kill(parent, signal.SIGKILL)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
     assert contents(tmp_path / "out") == contents(straight)
 
 

@@ -1,0 +1,156 @@
+"""The commands of `preprocess`, each with its options; what a command needs is loaded when it runs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import tyro
+
+from preprocess.config import (
+    MIB,
+    BuildSettings,
+    EngineSettings,
+    Execution,
+    PackSettings,
+    TokenizerSettings,
+    num_cores,
+    parse_part,
+)
+from preprocess.options import (
+    REPORT_BYTES,
+    DuplicatesOptions,
+    FinishOptions,
+    InspectOptions,
+    PackOptions,
+    SampleCorpusOptions,
+    TokenizeOptions,
+    TokenizerOptions,
+    TokenizerReportOptions,
+    VerifyOptions,
+)
+from shared.errors import ConfigError
+from shared.format import Selection
+from shared.storage import write_file
+from shared.terminal import safe_text
+
+T = TypeVar("T")
+
+
+def tokenize(argv: Sequence[str]) -> None:
+    """Text -> token dataset; continues one that was interrupted."""
+    options = _parse("tokenize", TokenizeOptions, argv)
+    settings, tokenizer = options.build_settings(), options.tokenizer_settings()
+    workers = num_cores() if options.workers is None and options.ray is None else options.workers
+    part = None if options.part is None else parse_part(options.part)
+    engines = EngineSettings(options.engine, options.verify, options.token_counts)
+    execution = Execution(workers, part, engines, options.ray)
+    from preprocess.build import build
+
+    build(options.data, options.tokens, settings, tokenizer, execution)
+
+
+def finish(argv: Sequence[str]) -> None:
+    """Write the index when all parts are done."""
+    options = _parse("finish", FinishOptions, argv)
+    settings, tokenizer = options.build_settings(), options.tokenizer_settings()
+    from preprocess.build import finish
+
+    finish(options.data, options.tokens, settings, tokenizer)
+
+
+def duplicates(argv: Sequence[str]) -> None:
+    """Find the texts that repeat others, before a build in parts."""
+    options = _parse("duplicates", DuplicatesOptions, argv)
+    settings, tokenizer = replace(options, drop_duplicates=True).build_settings(), options.tokenizer_settings()
+    workers = num_cores() if options.workers is None else options.workers
+    from preprocess.build import find_duplicates
+
+    find_duplicates(options.data, options.tokens, settings, tokenizer, Execution(workers))
+
+
+def pack(argv: Sequence[str]) -> None:
+    """Chunks that respect documents, as small index files beside a finished dataset."""
+    options = _parse("pack", PackOptions, argv)
+    workers = num_cores() if options.workers is None else options.workers
+    settings = PackSettings(options.length, options.method, workers)
+    from preprocess.pack import pack
+
+    pack(options.tokens, settings)
+
+
+def tokenizer(argv: Sequence[str]) -> None:
+    """Train a tokenizer alone."""
+    options = _parse("tokenizer", TokenizerOptions, argv)
+    sample_bytes = int(options.sample_megabytes * MIB)
+    trained = (options.vocab_size, sample_bytes, options.special_tokens, options.pre_tokenizer)
+    settings = TokenizerSettings(None, options.end_of_document, *trained)
+    if options.out.exists():
+        raise ConfigError(f"{safe_text(str(options.out))} exists: name a file that does not")
+    from preprocess.discover import discover
+    from preprocess.provide import train
+    from preprocess.sampling import Sample
+    from preprocess.tokenizer_report import summarize
+
+    selection = Selection(options.where)
+    found = discover(options.data, BuildSettings(text_column=options.text_column, selection=selection))
+    sample = Sample(found.root, found.footers, options.text_column, sample_bytes, selection=selection)
+    raw = train(sample, settings.trainer())
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_file(options.out, [raw])
+    looked_at = replace(sample, size_bytes=min(sample_bytes, REPORT_BYTES))
+    print(summarize(options.out, settings.trainer().special_tokens[0], looked_at))
+
+
+def tokenizer_report(argv: Sequence[str]) -> None:
+    """What a tokenizer makes of a sample: bytes per token by language, unused ids, longest entries."""
+    options = _parse("tokenizer-report", TokenizerReportOptions, argv)
+    sample_bytes = TokenizerSettings(sample_bytes=int(options.sample_megabytes * MIB)).sample_bytes
+    from preprocess import tokenizer_report
+    from preprocess.sampling import open_sample
+
+    sample = open_sample(options.data, options.text_column, sample_bytes, Selection(options.where))
+    tokenizer_report.report(options.tokenizer, options.end_of_document, sample, as_json=options.as_json)
+
+
+def inspect(argv: Sequence[str]) -> None:
+    """What a dataset holds, or one chunk of it."""
+    options = _parse("inspect", InspectOptions, argv)
+    from preprocess import report
+
+    if options.chunk is None:
+        report.inspect(options.tokens, as_json=options.as_json)
+    else:
+        report.inspect_chunk(options.tokens, options.chunk, as_json=options.as_json)
+
+
+def verify(argv: Sequence[str]) -> None:
+    """Read a dataset against its checksums."""
+    options = _parse("verify", VerifyOptions, argv)
+    from preprocess.verify import verify
+
+    verify(options.tokens)
+
+
+def sample_corpus(argv: Sequence[str]) -> None:
+    """Parquet files made of this Python installation's own text."""
+    options = _parse("sample-corpus", SampleCorpusOptions, argv)
+    from preprocess.corpus import sample_corpus
+
+    sample_corpus(options.out, int(options.megabytes * 1e6))
+
+
+def _parse(command: str, options: type[T], argv: Sequence[str]) -> T:
+    return tyro.cli(options, args=list(argv), prog=f"python -m preprocess {command}")
+
+
+COMMANDS = {
+    "tokenize": tokenize,
+    "finish": finish,
+    "duplicates": duplicates,
+    "pack": pack,
+    "tokenizer": tokenizer,
+    "tokenizer-report": tokenizer_report,
+    "inspect": inspect,
+    "verify": verify,
+    "sample-corpus": sample_corpus,
+}
