@@ -15,7 +15,7 @@ from shared.terminal import safe_text
 
 MAGIC = b"PAR1"
 MIN_SIZE_BYTES = 12  # magic, length of the footer, magic
-MAX_BATCH_ROWS = 4096
+MAX_BATCH_ROWS = 1024  # some 4 MB of web text: most passes over a batch find it in a cache
 BUFFER_BYTES = 1 << 20  # or a column of a row group is read whole, compressed, before its first row is there
 
 
