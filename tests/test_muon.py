@@ -8,13 +8,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from tests.helpers import REPOSITORY
 from tests.muon_worker import MESHES, SHAPES, Blocks, drawn, give_gradients, trained
 from tests.test_distributed import Layout, carry_out, job, recipe
+from tests.train_helpers import group_of_one
 from train.checkpoint import training_tensors
 from train.config import OptimizerConfig
-from train.dealing import rows_of
+from train.dealing import rows_of, shard_group
 from train.metrics import read_metrics
 from train.muon import COEFFICIENTS, ITERATIONS, orthogonalize, update_scale
 from train.optim import build_optimizer
@@ -91,7 +94,23 @@ def test_a_matrix_has_its_momentum_for_a_state():
     assert {name for name in names if name.startswith("optimizer.blocks.1.")} == {"optimizer.blocks.1.weight.momentum"}
 
 
+def test_a_step_has_no_closure():
+    with pytest.raises(AssertionError, match=r"^gradients are there already$"):
+        build_optimizer(OptimizerConfig("muon"), Blocks()).step(lambda: 0.0)
+
+
 # spread over ranks
+
+
+def test_matrices_that_are_spread_otherwise_are_our_bug():
+    with group_of_one():
+        mesh = init_device_mesh("cpu", (1,))
+        rows, columns = (distribute_tensor(torch.zeros(2, 2), mesh, [Shard(axis)]) for axis in (0, 1))
+        assert shard_group([rows, rows]) is shard_group([]) is None
+        with pytest.raises(AssertionError, match=r"^rows are spread, not "):
+            shard_group([columns])
+        with pytest.raises(AssertionError, match=r"^matrices are spread alike, not as "):
+            shard_group([rows, torch.zeros(2, 2)])
 
 
 @pytest.mark.parametrize(("num_rows", "num_ranks"), [(6, 3), (7, 3), (2, 4), (9, 4), (1, 1)])

@@ -21,10 +21,12 @@ def local(tensor: Tensor) -> Tensor:
 
 def shard_group(matrices: Sequence[Tensor]) -> dist.ProcessGroup | None:
     """The ranks over which the rows of all these matrices are spread; None if this rank holds them whole."""
-    meshes = {(matrix.device_mesh, matrix.placements) for matrix in matrices if isinstance(matrix, DTensor)}
-    if not meshes:
+    spreads = {(m.device_mesh, m.placements) if isinstance(m, DTensor) else None for m in matrices}
+    assert len(spreads) <= 1, f"matrices are spread alike, not as {spreads}"
+    spread = next(iter(spreads), None)
+    if spread is None:
         return None
-    ((mesh, placements),) = meshes
+    mesh, placements = spread
     axes = [axis for axis, placement in enumerate(placements) if not placement.is_replicate()]
     assert all(placements[axis].is_shard(0) for axis in axes), f"rows are spread, not {placements}"
     groups = [mesh.get_group(axis) for axis in axes if mesh.size(axis) > 1]
@@ -52,7 +54,7 @@ class Deal:
         # slices[rank][i]: the shape of what `rank` holds of matrix i
         self.slices = [[torch.Size((rows_of(s[0], size)[rank], s[1])) for s in shapes] for rank in range(size)]
 
-    def work(self, slices: Sequence[Tensor], work: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
+    def on_whole(self, slices: Sequence[Tensor], work: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
         """This rank's slices of the results of `work`, which is given whole matrices and keeps their shapes."""
         wanted = [[shapes[i] for i in self.mine] for shapes in self.slices]
         received = self._exchange([[slices[i] for i in hand] for hand in self.hands], wanted, slices[0])

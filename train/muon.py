@@ -64,7 +64,7 @@ class MuonAndAdamW(Optimizer):
         assert closure is None, "gradients are there already"
         self.adamw.step()
         looks = [self._look_ahead(matrix) for matrix in self.matrices]
-        updates = self.deal.work(looks, _orthogonalize_each) if self.deal else _orthogonalize_each(looks)
+        updates = self.deal.on_whole(looks, _orthogonalize_each) if self.deal else _orthogonalize_each(looks)
         for group in self.param_groups:
             if group["muon"]:
                 self._move(group, dict(zip(self.matrices, updates, strict=True)))
