@@ -9,7 +9,7 @@ from shared.cursor import Cursor
 from shared.errors import FormatError
 from shared.storage import read_sealed, sha256_file, write_sealed
 from tests.train_helpers import architecture, group_of_one, plain, recipe, some_ids
-from train.checkpoint import MANIFEST_NAME, Checkpoints, Progress, load_tensors, training_tensors
+from train.checkpoint import MANIFEST_NAME, Checkpoints, Progress, load_tensors, newest_step, training_tensors
 from train.config import OptimizerConfig
 from train.model import ArgonneModel, token_loss
 from train.optim import build_optimizer
@@ -28,11 +28,11 @@ def _group():
         yield
 
 
-def trained(steps=2, seed=0, **changes):
+def trained(steps=2, seed=0, optimizer_name="adamw", **changes):
     """A model and its optimizer after a few steps."""
     model = ArgonneModel(architecture(**changes))
     model.initialize(seed)
-    optimizer = build_optimizer(OptimizerConfig(learning_rate=1e-2), model)
+    optimizer = build_optimizer(OptimizerConfig(optimizer_name, learning_rate=1e-2), model)
     for step in range(steps):
         one_step(model, optimizer, step)
     return model, optimizer
@@ -84,10 +84,11 @@ def test_a_checkpoint_gives_back_every_tensor_bit_for_bit(tmp_path, tied):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_loaded_run_goes_on_as_if_nothing_had_happened(tmp_path):
-    straight = trained(steps=2)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_loaded_run_goes_on_as_if_nothing_had_happened(tmp_path, name):
+    straight = trained(steps=2, optimizer_name=name)
     saved(tmp_path, 2, trained_parts=straight)
-    other = trained(steps=0, seed=9)
+    other = trained(steps=0, seed=9, optimizer_name=name)
     Checkpoints(tmp_path, 1, IDENTITY).load(tmp_path / "step-00000002", *other)
     for model, optimizer in (straight, other):
         for group in optimizer.param_groups:
@@ -102,6 +103,20 @@ def test_tensors_are_named_by_parameter(tmp_path):
     names_of_one = {name for name in copied(*trained()) if "blocks.1.attn.q_proj" in name}
     optimizer = {f"optimizer.blocks.1.attn.q_proj.weight.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
     assert names_of_one == {"model.blocks.1.attn.q_proj.weight"} | optimizer
+
+
+def test_a_checkpoint_of_another_optimizer_is_not_loaded(tmp_path):
+    saved(tmp_path, 2)
+    message = r"step-00000002: optimizer.blocks.0.attn.k_proj.weight.exp_avg is .*, the model wants none of it: the ch"
+    with pytest.raises(FormatError, match=message):
+        Checkpoints(tmp_path, 1, IDENTITY).load(tmp_path / "step-00000002", *trained(steps=0, optimizer_name="muon"))
+
+
+def test_the_newest_step_is_that_of_a_committed_checkpoint(tmp_path):
+    assert newest_step(tmp_path / "none") == 0
+    saved(tmp_path, 2, 7)
+    (tmp_path / "step-00000009").mkdir()
+    assert newest_step(tmp_path) == 7
 
 
 def test_a_manifest_holds_all_that_a_run_needs_to_continue(tmp_path):

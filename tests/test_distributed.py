@@ -21,7 +21,7 @@ from train.config import CheckpointConfig, DataConfig, OptimizerConfig, Pipeline
 from train.data import ChunkReader
 from train.metrics import read_metrics
 from train.model import ArgonneModel
-from train.optim import learning_rate
+from train.schedule import learning_rate
 from train.views import open_view
 
 pytestmark = pytest.mark.slow
@@ -140,7 +140,7 @@ def plain_loop(tokens: Path, config: RunConfig) -> list[dict]:
     )
     reader = ChunkReader(open_view(tokens, index, config), config, 0, 1, torch.device("cpu"))
     records = []
-    for step in range(config.training.total_steps):
+    for step in range(config.total_steps):
         batch, _ = reader.fetch(step * config.data.global_batch)
         loss = F.cross_entropy(model(batch.inputs_BT).flatten(0, 1), batch.targets_BT.flatten())
         loss.backward()
@@ -149,7 +149,7 @@ def plain_loop(tokens: Path, config: RunConfig) -> list[dict]:
             for parameter in model.parameters():
                 parameter.grad *= options.max_grad_norm / norm
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(options, config.training.total_steps, step)
+            group["lr"] = learning_rate(options, config.total_steps, step)
         optimizer.step()
         optimizer.zero_grad()
         records.append({"loss": loss.item(), "grad_norm": norm.item()})

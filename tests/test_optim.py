@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import pytest
@@ -6,12 +5,12 @@ import torch
 
 from tests.train_helpers import architecture, some_ids
 from train.config import OptimizerConfig
-from train.model import ArgonneModel, token_loss
-from train.optim import build_optimizer, create_state, learning_rate, set_learning_rate
+from train.model import ArgonneModel, Part, token_loss
+from train.optim import build_optimizer, create_state, group_of, set_learning_rates
 from train.pipeline import _gradient
 from train.strategy import clip_gradients, evaluating, squared_norm
 
-CONFIG = OptimizerConfig(learning_rate=3.0, min_learning_rate=1.0, warmup_steps=10)
+CONFIG = OptimizerConfig()
 CPU = torch.device("cpu")
 
 
@@ -31,59 +30,57 @@ def weights_after(config, steps=3):
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
-# the learning rate
+# groups
 
 
-@pytest.mark.parametrize(
-    ("step", "rate"),
-    [
-        (0, 1.0),  # the first step is made with the minimum
-        (1, 1.2),
-        (5, 2.0),
-        (10, 3.0),  # the peak
-        (35, 2.0 + math.sqrt(0.5)),  # an eighth of a turn
-        (60, 2.0),
-        (110, 1.0),  # the end of the schedule
-        (10_000, 1.0),
-    ],
-)
-def test_the_learning_rate_of_each_step(step, rate):
-    assert learning_rate(CONFIG, 110, step) == pytest.approx(rate)
-
-
-@pytest.mark.parametrize(("step", "rate"), [(0, 3e-5), (1000, 1.65e-4), (2000, 3e-4), (160_000, 3e-5)])
-def test_the_learning_rate_of_argonne_2(step, rate):
-    assert learning_rate(OptimizerConfig(), 160_000, step) == pytest.approx(rate)
-
-
-@pytest.mark.parametrize("total_steps", [1, 5, 10])
-def test_a_run_shorter_than_its_warmup_warms_up(total_steps):
-    assert [learning_rate(CONFIG, total_steps, step) for step in (0, 5)] == [1.0, 2.0]
-
-
-def test_without_warmup_the_first_step_has_the_peak():
-    assert learning_rate(dataclasses.replace(CONFIG, warmup_steps=0), 100, 0) == 3.0
-
-
-def test_setting_the_rate_sets_it_for_every_group():
+def test_setting_the_rates_sets_them_for_every_group():
     optimizer = build_optimizer(CONFIG, small_model())
-    set_learning_rate(optimizer, 0.5)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    set_learning_rates(optimizer, {"lr": 9.0, "lr_matrices": 0.5, "lr_embeddings": 0.25, "lr_vectors": 1.0})
+    assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {
+        "matrices": 0.5,
+        "embeddings": 0.25,
+        "vectors": 1.0,
+    }
+
+
+def grouped(model, **changes):
+    """The names of each group's parameters."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = build_optimizer(OptimizerConfig(**changes), model).param_groups
+    return {group["name"]: {names[parameter] for parameter in group["params"]} for group in groups}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_parameter_is_in_the_group_of_its_name_in_every_stage(optimizer):
+    config = architecture(attention_bias=True, tie_word_embeddings=False)
+    whole = grouped(ArgonneModel(config), name=optimizer)
+    assert whole["embeddings"] == {"embed_tokens.weight", "lm_head.weight"}
+    assert {name.split(".", 2)[2] for name in whole["matrices"]} == {
+        *(f"attn.{letter}_proj.weight" for letter in "qkvo"),
+        *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+    }
+    assert {"norm.weight", "blocks.1.input_norm.weight", "blocks.0.attn.q_proj.bias"} < whole["vectors"]
+    parts = [Part(range(1), is_first=True, is_last=False), Part(range(1, 2), is_first=False, is_last=True)]
+    stages = [grouped(ArgonneModel(config, part), name=optimizer) for part in parts]
+    assert {name: stages[0][name] | stages[1][name] for name in whole} == whole
 
 
 # AdamW
 
 
-def test_weight_decay_acts_on_matrices_only():
-    model = small_model()
-    optimizer = build_optimizer(OptimizerConfig(learning_rate=0.5, weight_decay=0.1), model)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("decay_embeddings", [True, False])
+def test_weight_decay_acts_on_matrices_only_and_on_embeddings_by_choice(name, decay_embeddings):
+    model = small_model(tie_word_embeddings=False)
+    config = OptimizerConfig(name, learning_rate=0.5, weight_decay=0.1, decay_embeddings=decay_embeddings)
+    optimizer = build_optimizer(config, model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    for name, parameter in model.named_parameters():
-        expected = before[name] * (0.95 if parameter.ndim == 2 else 1.0)
-        torch.testing.assert_close(parameter.detach(), expected)
+    for parameter_name, parameter in model.named_parameters():
+        decays = parameter.ndim == 2 and (parameter_name.startswith("blocks") or decay_embeddings)
+        torch.testing.assert_close(parameter.detach(), before[parameter_name] * (0.95 if decays else 1.0))
 
 
 def test_every_parameter_is_in_one_group():
@@ -109,7 +106,15 @@ def test_a_step_is_that_of_the_formula():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"learning_rate": 1e-2}, {"weight_decay": 0.5}, {"beta1": 0.5}, {"beta2": 0.5}, {"epsilon": 1e-3}],
+    [
+        {"name": "muon"},
+        {"learning_rate": 1e-2},
+        {"weight_decay": 0.5},
+        {"decay_embeddings": False},
+        {"beta1": 0.5},
+        {"beta2": 0.5},
+        {"epsilon": 1e-3},
+    ],
     ids=str,
 )
 def test_every_option_of_the_optimizer_changes_the_weights(changes):
@@ -117,16 +122,18 @@ def test_every_option_of_the_optimizer_changes_the_weights(changes):
     assert any(not torch.equal(default[name], changed[name]) for name in default)
 
 
+@pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_creating_the_state_moves_no_weight_and_leaves_no_gradient(tied):
+def test_creating_the_state_moves_no_weight_and_leaves_no_gradient(tied, optimizer_name):
     model = small_model(tie_word_embeddings=tied)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    optimizer = build_optimizer(OptimizerConfig(weight_decay=0.5), model)
+    optimizer = build_optimizer(OptimizerConfig(optimizer_name, weight_decay=0.5), model)
     create_state(optimizer)
-    for parameter, value in zip(model.parameters(), before, strict=True):
+    for (name, parameter), value in zip(model.named_parameters(), before, strict=True):
         assert torch.equal(parameter, value)
         assert parameter.grad is None
-        assert optimizer.state[parameter].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        by_muon = optimizer_name == "muon" and group_of(name, parameter.ndim) == "matrices"
+        assert optimizer.state[parameter].keys() == ({"momentum"} if by_muon else {"step", "exp_avg", "exp_avg_sq"})
 
 
 # gradients

@@ -9,6 +9,7 @@ from shared.errors import ConfigError, FormatError
 from shared.format import INDEX_NAME, TOKENIZER_NAME, tokens_path, write_index
 from shared.storage import LOCK_NAME, read_sealed, write_sealed
 from tests.train_helpers import random_tokens, recipe, write_tokens
+from train.checkpoint import MANIFEST_NAME
 from train.preflight import RUN_NAME, RunRequest, prepare, versions
 
 SHARDS = [random_tokens(200), random_tokens(333, seed=1)]
@@ -264,7 +265,12 @@ def test_a_run_may_be_continued_otherwise_where_its_losses_do_not_depend_on_it(t
     ("changes", "message"),
     [
         ({"optimizer__learning_rate": 0.5}, "recipe.optimizer.learning_rate was 0.01, now 0.5"),
-        ({"training__total_steps": 9}, "recipe.training.total_steps was 4, now 9"),
+        ({"optimizer__name": "muon"}, "recipe.optimizer.name was adamw, now muon"),
+        ({"optimizer__warmup_steps": 1}, "recipe.optimizer.warmup_steps was 2, now 1"),
+        (
+            {"training__total_steps": 9, "training__seed": 9},
+            "recipe.training.seed was 0, now 9; recipe.training.total_steps was 4, now 9",
+        ),
         ({"training__seed": 9}, "recipe.training.seed was 0, now 9"),
         ({"training__precision": "bf16"}, "recipe.training.precision was fp32, now bf16"),
         ({"data__global_batch": 2}, "recipe.data.global_batch was 4, now 2"),
@@ -282,6 +288,65 @@ def test_a_run_of_another_recipe_is_refused_with_the_difference(tokens, run, cha
     refused(f"run is another run: {message}: name another directory, or give what it had$", tokens, run, **changes)
     assert [path.name for path in run.iterdir()] == [RUN_NAME]
     assert (run / RUN_NAME).read_bytes() == before
+
+
+WSD = {"optimizer__schedule": "wsd", "optimizer__cooldown_fraction": 0.25, "training__total_steps": 40}
+
+
+def at_step(tokens, run, step, **changes):
+    """A run that has saved a checkpoint, and begun another."""
+    start(tokens, run, **changes)
+    for number, name in ((step - 1, MANIFEST_NAME), (step, MANIFEST_NAME), (step + 9, "half")):
+        path = run / "checkpoints" / f"step-{number:08d}" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({"training__total_steps": 80}, 31),  # the cooldown begins after 30 steps; step 31 still has the peak
+        ({"training__total_steps": 20}, 16),
+        ({"training__total_steps": None, "training__total_tokens": 80 * 64}, 31),
+        ({"training__total_steps": None, "training__total_tokens": 40 * 64}, 40),
+        ({"optimizer__schedule": "constant"}, 31),
+        ({"optimizer__schedule": "cosine"}, 3),
+        ({"optimizer__cooldown_fraction": 0.5}, 21),
+    ],
+    ids=str,
+)
+def test_a_run_may_be_continued_to_another_end_if_no_step_of_it_changes(tokens, run, changes, step):
+    at_step(tokens, run, step, **WSD)
+    prepared(tokens, run, **{**WSD, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "difference"),
+    [
+        ({"training__total_steps": 80}, 32, "recipe.training.total_steps was 40, now 80"),
+        ({"training__total_steps": 20}, 17, "recipe.training.total_steps was 40, now 20"),
+        ({"optimizer__schedule": "cosine"}, 4, "recipe.optimizer.schedule was wsd, now cosine"),
+        ({"optimizer__cooldown_fraction": 0.5}, 22, "recipe.optimizer.cooldown_fraction was 0.25, now 0.5"),
+    ],
+    ids=str,
+)
+def test_a_run_whose_steps_would_have_been_others_is_refused_with_the_step(tokens, run, changes, step, difference):
+    at_step(tokens, run, step + 1, **WSD)
+    message = (
+        rf"run is at step {step + 1}, and step {step} would have had another learning rate \({difference}\): give what "
+        rf"it had, or continue a copy whose newest checkpoint is of step {step - 1} or earlier$"
+    )
+    refused(message, tokens, run, **{**WSD, **changes})
+
+
+def test_a_run_from_before_an_option_existed_had_its_default(tokens, run):
+    start(tokens, run)
+    identity = read_sealed(run / RUN_NAME)["identity"]
+    for name in ("name", "schedule", "momentum"):
+        del identity["recipe"]["optimizer"][name]
+    write_sealed(run / RUN_NAME, {"identity": identity})
+    prepared(tokens, run)
+    refused("recipe.optimizer.name was adamw, now muon", tokens, run, optimizer__name="muon")
 
 
 def test_a_run_of_another_dataset_is_refused(tokens, run, tmp_path):

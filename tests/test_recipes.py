@@ -23,7 +23,7 @@ def test_a_shipped_recipe_loads_and_survives_a_manifest(name):
 def test_a_shipped_recipe_reserves_chunks_and_validates(name):
     config = load_recipe(name)
     assert config.data.validation_chunks > 0
-    assert config.training.total_steps > config.optimizer.warmup_steps
+    assert config.total_steps > config.optimizer.warmup_steps
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,8 @@ def test_a_recipe_file_that_is_not_there_is_named(tmp_path):
         ("strategy = 'ddp'", "strategy: ddp not in .*'fsdp', 'pipeline'"),
         ("[data]\norder = 'random'", "data.order: random not in .*'natural', 'shuffled'"),
         ("[training]\nprecision = 'fp16'", "training.precision: fp16 not in .*'fp32', 'bf16'"),
+        ("[optimizer]\nname = 'lion'", "optimizer.name: lion not in .*'adamw', 'muon'"),
+        ("[optimizer]\nschedule = 'linear'", "optimizer.schedule: linear not in .*'cosine', 'constant', 'wsd'"),
         ("[model", "is not valid TOML"),
         ("[model]\nnum_key_value_heads = 3", "model.num_key_value_heads 3 does not divide num_attention_heads 32"),
     ],
@@ -121,9 +123,21 @@ def test_a_mistake_in_a_recipe_file_is_told_with_the_file(tmp_path, text, messag
         ({"optimizer__weight_decay": -0.1}, "optimizer.weight_decay -0.1 is too small: at least 0 is wanted"),
         ({"optimizer__beta1": 1.0}, "optimizer.beta1 1.0 is out of range: 0 or more and less than 1 is wanted"),
         ({"optimizer__beta2": 1.5}, "optimizer.beta2 1.5 is out of range: 0 or more and less than 1 is wanted"),
+        ({"optimizer__momentum": 1.0}, "optimizer.momentum 1.0 is out of range: 0 or more and less than 1 is wanted"),
+        ({"optimizer__cooldown_fraction": 1.5}, "optimizer.cooldown_fraction 1.5 is out of range: 0 to 1 is wanted"),
+        ({"optimizer__cooldown_fraction": -0.1}, "optimizer.cooldown_fraction -0.1 is out of range: 0 to 1 is wanted"),
+        (
+            {"optimizer__embedding_learning_rate_factor": 0.0},
+            "optimizer.embedding_learning_rate_factor 0.0 is too small: more than 0 is wanted",
+        ),
         ({"optimizer__epsilon": 0.0}, "optimizer.epsilon 0.0 is too small: more than 0 is wanted"),
         ({"optimizer__max_grad_norm": 0.0}, "optimizer.max_grad_norm 0.0 is too small: more than 0 is wanted"),
         ({"training__total_steps": 0}, "training.total_steps 0 is too small: at least 1 is wanted"),
+        ({"training__total_tokens": 0}, "training.total_tokens 0 is too small: at least 1 is wanted"),
+        (
+            {"training__total_tokens": 64},
+            "training.total_steps 4 and training.total_tokens 64 are both given: one is wanted, set the other to None",
+        ),
         ({"training__microbatch": 0}, "training.microbatch 0 is too small: at least 1 is wanted"),
         ({"training__validate_every": 0}, "training.validate_every 0 is too small: at least 1 is wanted"),
         ({"checkpoint__every": 0}, "checkpoint.every 0 is too small: at least 1 is wanted"),

@@ -41,7 +41,8 @@ from train.views import open_view
 
 CPU = torch.device("cpu")
 KEYS = {
-    *("step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "data_wait_s", "mfu"),
+    *("lr", "lr_matrices", "lr_embeddings", "lr_vectors"),
+    *("step", "loss", "grad_norm", "tokens", "tokens_per_s", "data_wait_s", "mfu"),
     *("epoch", "shard", "offset", "data_digest"),
 }
 TIMES = {"tokens_per_s", "data_wait_s", "mfu", "step_s"}
@@ -86,6 +87,7 @@ def executed(tokens, directory, stop, stop_step=None, **changes):
         "records": [{key: value for key, value in record.items() if key not in TIMES} for record in records],
         "checkpoints": sorted(path.name for path in (directory / "checkpoints").iterdir()),
         "events": [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()],
+        "total_steps": read_sealed(directory / RUN_NAME)["total_steps"],
     }
 
 
@@ -105,6 +107,10 @@ def rates(outcome):
     return column(outcome, "lr")
 
 
+def embedding_rates(outcome):
+    return column(outcome, "lr_embeddings")
+
+
 def validated(outcome):
     return [record["step"] for record in outcome["records"] if "validation_loss" in record]
 
@@ -115,6 +121,14 @@ def validation_losses(outcome):
 
 def saved(outcome):
     return outcome["checkpoints"]
+
+
+def run_file(outcome):
+    return outcome["total_steps"]
+
+
+def warnings(outcome):
+    return [event["problem"] for event in outcome["events"] if event["event"] == "warning"]
 
 
 def layout(outcome):
@@ -129,10 +143,16 @@ OPTIONS = [
     ("data__validation_chunks", 8, validation_losses),
     ("data__validation", "split", validation_losses),
     ("data__validation", "split", data),
+    ("optimizer__name", "muon", losses),
     ("optimizer__learning_rate", 2e-2, rates),
     ("optimizer__min_learning_rate", 2e-3, rates),
     ("optimizer__warmup_steps", 1, rates),
+    ("optimizer__schedule", "constant", rates),
+    ("optimizer__schedule", "wsd", rates),
+    ("optimizer__embedding_learning_rate_factor", 2.0, losses),
+    ("optimizer__embedding_learning_rate_factor", 2.0, embedding_rates),
     ("optimizer__weight_decay", 0.9, losses),
+    ("optimizer__decay_embeddings", False, losses),
     ("optimizer__beta1", 0.5, losses),
     ("optimizer__beta2", 0.5, losses),
     ("optimizer__epsilon", 1e-2, losses),
@@ -146,6 +166,12 @@ OPTIONS = [
     ("checkpoint__every", 1, saved),
     ("checkpoint__keep", 1, saved),
     ("strategy", "pipeline", layout),
+]
+DEPENDENT_OPTIONS = [
+    ({"optimizer__schedule": "wsd"}, "optimizer__cooldown_fraction", 0.5, rates),
+    ({"optimizer__name": "muon"}, "optimizer__momentum", 0.5, losses),
+    ({"training__total_steps": None, "training__total_tokens": 256}, "training__total_tokens", 129, rates),
+    ({"training__total_steps": None, "training__total_tokens": 256}, "training__total_tokens", 129, run_file),
 ]
 
 
@@ -161,6 +187,17 @@ def default(tokens, tmp_path_factory, _group):
 def test_every_option_of_a_recipe_changes_something_observable(tokens, tmp_path, stop, default, option, value, observe):
     changed = executed(tokens, tmp_path / "run", stop, **{"checkpoint__every": 2, option: value})
     assert observe(changed) != observe(default)
+
+
+@pytest.mark.parametrize(
+    ("others", "option", "value", "observe"),
+    DEPENDENT_OPTIONS,
+    ids=[f"{name}-{observe.__name__}" for _, name, _, observe in DEPENDENT_OPTIONS],
+)
+def test_every_option_that_another_one_needs_changes_something(tokens, tmp_path, stop, others, option, value, observe):
+    with_it, without = ({**others, option: value}, others)
+    one, two = (executed(tokens, tmp_path / str(n), stop, **changes) for n, changes in enumerate((with_it, without)))
+    assert observe(one) != observe(two)
 
 
 def test_the_stages_of_a_pipeline_change_its_layout():
@@ -179,7 +216,8 @@ def test_the_table_of_options_is_complete():
         "pipeline": PipelineConfig,
     }
     options = {f"{name}__{field.name}" for name, kind in sections.items() for field in dataclasses.fields(kind)}
-    assert {name for name, _, _ in OPTIONS} | {"pipeline__stages"} == options | {"strategy"}
+    tested = {name for name, _, _ in OPTIONS} | {name for _, name, _, _ in DEPENDENT_OPTIONS}
+    assert tested | {"pipeline__stages"} == options | {"strategy"}
     assert {field.name for field in dataclasses.fields(RunConfig)} == {*sections, "model", "strategy"}
 
 
@@ -239,15 +277,59 @@ def test_dropout_is_drawn_anew_at_each_step_and_alike_in_each_run(tokens, tmp_pa
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_run_stopped_early_keeps_its_schedule_and_continues_bit_for_bit(tokens, tmp_path, stop, dropout):
-    straight = executed(tokens, tmp_path / "straight", stop, model__hidden_dropout=dropout)
-    stopped = executed(tokens, tmp_path / "run", stop, stop_step=2, model__hidden_dropout=dropout)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_stopped_early_keeps_its_schedule_and_continues_bit_for_bit(tokens, tmp_path, stop, dropout, optimizer):
+    changes = {"model__hidden_dropout": dropout, "optimizer__name": optimizer}
+    straight = executed(tokens, tmp_path / "straight", stop, **changes)
+    stopped = executed(tokens, tmp_path / "run", stop, stop_step=2, **changes)
     assert stopped["records"] == straight["records"][:2]
     assert saved(stopped) == ["step-00000002"]
     assert stopped["events"][-1]["event"] == "stopped"
-    continued = executed(tokens, tmp_path / "run", stop, model__hidden_dropout=dropout)
+    continued = executed(tokens, tmp_path / "run", stop, **changes)
     assert continued["records"] == straight["records"]
     assert continued["progress"] == straight["progress"]
+
+
+# schedules
+
+
+def test_a_run_that_ends_before_it_annealed_says_so_and_a_whole_one_does_not(tokens, tmp_path, stop, default, capsys):
+    assert warnings(default) == []
+    stopped = executed(tokens, tmp_path / "stopped", stop, stop_step=3)
+    (problem,) = warnings(stopped)
+    assert problem.startswith("stop-step 3 is before the horizon of 4 steps: the run ends at a learning rate of 0.0055")
+    assert capsys.readouterr().out.count(f"warning: problem {problem}\n") == 1
+    constant = executed(tokens, tmp_path / "constant", stop, optimizer__schedule="constant")
+    assert warnings(constant)[0].startswith("the learning rate never falls (schedule constant, 0.01 to the end): a mod")
+
+
+def test_a_horizon_in_tokens_is_that_in_steps(tokens, tmp_path, stop, default):
+    changes = {"training__total_steps": None, "training__total_tokens": 4 * 64 - 1, "checkpoint__every": 2}
+    in_tokens = executed(tokens, tmp_path / "run", stop, **changes)
+    assert in_tokens["records"] == default["records"]
+    assert (in_tokens["total_steps"], in_tokens["events"][-1]["event"]) == (4, "finished")
+
+
+def test_a_stable_run_is_extended_from_before_its_cooldown_as_if_it_had_been_longer_all_along(tokens, tmp_path, stop):
+    planned = {"optimizer__schedule": "wsd", "optimizer__cooldown_fraction": 0.5, "optimizer__warmup_steps": 1}
+    longer = executed(tokens, tmp_path / "longer", stop, training__total_steps=8, **planned)
+    run = tmp_path / "run"
+    stopped = executed(tokens, run, stop, stop_step=3, training__total_steps=4, **planned)
+    assert column(stopped, "lr")[2] == 1e-2  # the cooldown begins after step 2, its first step still has the peak
+    extended = executed(tokens, run, stop, training__total_steps=8, **planned)
+    assert (extended["records"], extended["progress"]) == (longer["records"], longer["progress"])
+    assert read_sealed(run / RUN_NAME)["identity"]["recipe"]["training"]["total_steps"] == 8
+    message = (
+        r"is at step 8, and step 4 would have had another learning rate \(recipe.training.total_steps was 8, now 4"
+    )
+    with pytest.raises(ConfigError, match=message):
+        executed(tokens, run, stop, training__total_steps=4, **planned)
+
+
+def test_a_run_is_not_continued_with_another_optimizer(tokens, tmp_path, stop):
+    executed(tokens, tmp_path / "run", stop, stop_step=2)
+    with pytest.raises(ConfigError, match=r"run is another run: recipe.optimizer.name was adamw, now muon: name"):
+        executed(tokens, tmp_path / "run", stop, optimizer__name="muon")
 
 
 def test_a_finished_run_that_is_started_again_changes_nothing(tokens, tmp_path, stop):
@@ -337,6 +419,7 @@ SMALL = [
     *("--model.num-hidden-layers", "2", "--model.hidden-size", "48", "--model.num-attention-heads", "4"),
     *("--model.intermediate-size", "64", "--data.sequence-length", "64", "--data.global-batch", "4"),
     *("--data.validation-chunks", "4", "--training.microbatch", "2", "--training.total-steps", "4"),
+    *("--optimizer.warmup-steps", "2"),
 ]
 COMMANDS = {"run": run, "sample": sample, "report": report}
 
@@ -362,6 +445,9 @@ def refused(capsys, *arguments):
         (["--nproc", "0"], "error: NPROC 0 is too small: at least 1 is wanted"),
         (["--strategy", "pipeline", "--nproc", "3"], "error: 3 pipeline stages are too many"),
         (["--stop-step", "0"], "error: stop-step 0 is too small"),
+        (["--optimizer.warmup-steps", "5"], "error: optimizer.warmup_steps 5 is longer than the horizon of 4 steps"),
+        (["--training.total-tokens", "9"], "error: training.total_steps 4 and training.total_tokens 9 are both given"),
+        (["--training.total-steps", "None"], "error: training.total_steps is not set: give it, or training.total_to"),
         (["--model.num-attention-heads", "5"], "error: model.hidden_size 48 is not an even multiple of num_attention"),
         (
             ["--model.num-key-value-heads", "3"],
@@ -447,7 +533,7 @@ def test_a_run_leaves_all_that_it_promises(user_run):
     identity = read_sealed(directory / RUN_NAME)["identity"]
     assert identity["recipe"]["model"]["vocab_size"] == 2048
     events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["start", "save", "stopped", "start", "save", "finished"]
+    assert [event["event"] for event in events] == ["start", "warning", "save", "stopped", "start", "save", "finished"]
     assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert (directory / TOKENIZER_NAME).is_file()
     assert [path.name for path in sorted((directory / "checkpoints").iterdir())] == ["step-00000002", "step-00000004"]

@@ -156,10 +156,20 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any
         load(tensors, checkpoint_id=path)
 
 
+def newest_step(directory: Path) -> int:
+    """Step of the newest checkpoint that was committed, whatever happened to its files since; 0 without one."""
+    committed = [path for path in _steps(directory) if (path / MANIFEST_NAME).is_file()]
+    return _number(committed[-1]) if committed else 0
+
+
 def _steps(directory: Path) -> list[Path]:
     """Checkpoint directories in the order of their steps, valid or not."""
     paths = (path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
-    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(paths, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _hash_share(path: Path, names: list[str]) -> dict[str, list[Any]]:

@@ -40,37 +40,53 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, its schedule (linear warmup, then cosine) and the clipping of its gradients."""
+    """The optimizer, its schedule and the clipping of its gradients."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of the blocks by Muon; embedding, head, norms and biases by AdamW."""
     learning_rate: float = 3e-4
-    """Peak, reached after the warmup."""
+    """Peak, reached after the warmup; the same for Muon, whose updates are scaled to the size of AdamW's."""
     min_learning_rate: float = 3e-5
-    """Where the warmup starts and the cosine ends."""
+    """Where the warmup starts, and where cosine and wsd end."""
     warmup_steps: int = 2000
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """After the warmup. wsd: the peak, then a cooldown, before which a run can be continued with a later end."""
+    cooldown_fraction: float = 0.2
+    """Share of all steps in which wsd goes down, linearly."""
+    embedding_learning_rate_factor: float = 1.0
+    """Times the learning rate, for the embedding and the head."""
     weight_decay: float = 0.1
-    """On matrices only."""
+    """On matrices only, never on norms and biases."""
+    decay_embeddings: bool = True
+    """Whether the embedding and the head count as matrices for weight_decay."""
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
+    momentum: float = 0.95
+    """Muon's."""
     max_grad_norm: float = 1.0
     """Of the whole model's gradient."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay"):
             at_least(f"optimizer.{name}", getattr(self, name), 0)
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             below_one(f"optimizer.{name}", getattr(self, name))
-        for name in ("epsilon", "max_grad_norm"):
+        for name in ("epsilon", "max_grad_norm", "embedding_learning_rate_factor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"optimizer.{name} {getattr(self, name)} is too small: more than 0 is wanted")
+        if not 0 <= self.cooldown_fraction <= 1:
+            raise ConfigError(f"optimizer.cooldown_fraction {self.cooldown_fraction} is out of range: 0 to 1 is wanted")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How long, how small a piece at a time, and in which precision."""
 
-    total_steps: int = 10000
+    total_steps: int | None = None
     """Where the schedule ends; `--stop-step` ends a run earlier without changing it."""
+    total_tokens: int | None = None
+    """The same in tokens, instead of total_steps; the last step may go past it."""
     microbatch: int = 1
     """Sequences that a rank puts through the model at once."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -81,10 +97,15 @@ class TrainingConfig:
     """Steps. None: only after the last step."""
 
     def __post_init__(self) -> None:
-        at_least("training.total_steps", self.total_steps, 1)
         at_least("training.microbatch", self.microbatch, 1)
-        if self.validate_every is not None:
-            at_least("training.validate_every", self.validate_every, 1)
+        for name in ("total_steps", "total_tokens", "validate_every"):
+            if getattr(self, name) is not None:
+                at_least(f"training.{name}", getattr(self, name), 1)
+        if self.total_steps is not None and self.total_tokens is not None:
+            raise ConfigError(
+                f"training.total_steps {self.total_steps} and training.total_tokens {self.total_tokens} are both "
+                "given: one is wanted, set the other to None (in a recipe, leave it out)"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,6 +153,18 @@ class RunConfig:
                 f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}: shorten the one or raise the other"
             )
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps until the schedule ends.
+
+        Raises: ConfigError if neither training.total_steps nor training.total_tokens is given.
+        """
+        if self.training.total_steps is not None:
+            return self.training.total_steps
+        if self.training.total_tokens is None:
+            raise ConfigError("training.total_steps is not set: give it, or training.total_tokens")
+        return -(-self.training.total_tokens // (self.data.global_batch * self.data.sequence_length))
 
 
 def load_recipe(name: str) -> RunConfig:

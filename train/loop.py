@@ -12,8 +12,9 @@ from train.collective import gather_rows, step_seed
 from train.config import RunConfig
 from train.data import ChunkReader, chain_digest
 from train.metrics import RunLog
-from train.optim import learning_rate, set_learning_rate
+from train.optim import set_learning_rates
 from train.recovery import StopRequest, require_finite
+from train.schedule import learning_rates
 from train.strategy import Strategy
 from train.validation import validation_record
 
@@ -40,7 +41,7 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
     config, saved_step = parts.config, progress.step
     while progress.step < last_step and not parts.stop.agreed():
         progress, record = _step(parts, progress)
-        if progress.step == config.training.total_steps or _is_due(progress.step, config.training.validate_every):
+        if progress.step == config.total_steps or _is_due(progress.step, config.training.validate_every):
             record |= validation_record(parts.strategy, parts.reader)
         parts.log.step(record, is_last=progress.step == last_step)
         if progress.step == last_step or _is_due(progress.step, config.checkpoint.every):
@@ -66,8 +67,8 @@ def _step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any]]:
     config, strategy, order = parts.config, parts.strategy, parts.reader.order
     position = order.position(progress.cursor)
     batch, data_wait_s = parts.reader.fetch(position)
-    rate = learning_rate(config.optimizer, config.training.total_steps, progress.step)
-    set_learning_rate(parts.optimizer, rate)
+    rates = learning_rates(config.optimizer, config.total_steps, progress.step)
+    set_learning_rates(parts.optimizer, rates)
     torch.manual_seed(step_seed(config.training.seed, progress.step))
 
     loss = strategy.forward_backward(batch)
@@ -88,7 +89,7 @@ def _step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any]]:
         "step": progress.step,
         "loss": loss_value,
         "grad_norm": norm_value,
-        "lr": rate,
+        **rates,
         "tokens": progress.tokens,
         "tokens_per_s": batch.num_targets / step_s,
         "step_s": step_s,

@@ -1,54 +1,62 @@
-"""The optimizer, and its learning rate as a pure function of the step."""
+"""The optimizer of a recipe over the parameters that one rank holds."""
 
-import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from train.config import OptimizerConfig
+from train.muon import MuonAndAdamW
 
 
-def learning_rate(config: OptimizerConfig, total_steps: int, step: int) -> float:
-    """Learning rate of the optimizer step that follows `step` completed ones.
+def group_of(name: str, num_dims: int) -> str:
+    """Which group a parameter is in; its name and its shape say it, so it is the same in every layout.
 
-    Linear from the minimum to the peak over the warmup, then half a cosine to the minimum at `total_steps`.
-
-    >>> config = OptimizerConfig(learning_rate=3.0, min_learning_rate=1.0, warmup_steps=10)
-    >>> [learning_rate(config, 110, step) for step in (0, 5, 10, 60, 110, 500)]
-    [1.0, 2.0, 3.0, 2.0, 1.0, 1.0]
+    >>> [group_of("blocks.3.mlp.up_proj.weight", 2), group_of("blocks.3.post_norm.weight", 1)]
+    ['matrices', 'vectors']
+    >>> [group_of("embed_tokens.weight", 2), group_of("lm_head.weight", 2)]
+    ['embeddings', 'embeddings']
     """
-    low, high = config.min_learning_rate, config.learning_rate
-    if step < config.warmup_steps:
-        return low + (high - low) * step / config.warmup_steps
-    done = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
-    return low + (high - low) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    if num_dims < 2:
+        return "vectors"
+    return "matrices" if name.startswith("blocks.") else "embeddings"
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> AdamW:
-    """AdamW over the model's parameters; weight decay acts on matrices only."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+    """AdamW over the model's parameters, or Muon over the matrices of its blocks and AdamW over the rest."""
+    groups = _groups(config, model)
+    adamw: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.epsilon, "fused": True}
+    if config.name == "muon":
+        return MuonAndAdamW(groups, config.learning_rate, config.momentum, adamw)
+    return AdamW(groups, lr=config.learning_rate, **adamw)
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Use `rate` in the next step."""
+def _groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """Those groups that have parameters here."""
+    decay = config.weight_decay
+    decays = {"matrices": decay, "embeddings": decay if config.decay_embeddings else 0.0, "vectors": 0.0}
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in decays}
+    for name, parameter in model.named_parameters():
+        members[group_of(name, parameter.ndim)].append(parameter)
+    return [
+        {"name": name, "params": members[name], "weight_decay": decays[name], "muon": name == "matrices"}
+        for name in decays
+        if members[name]
+    ]
+
+
+def set_learning_rates(optimizer: Optimizer, rates: Mapping[str, float]) -> None:
+    """Use `rates`, named as in the metrics, in the next step."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rates[f"lr_{group['name']}"]
 
 
 def create_state(optimizer: Optimizer) -> None:
     """Give every parameter its optimizer state, as a place to load a checkpoint's into; no weight moves."""
-    set_learning_rate(optimizer, 0.0)
     for group in optimizer.param_groups:
+        group["lr"] = 0.0
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

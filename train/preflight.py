@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shared.config import unstructure
+from shared.config import structure, unstructure
 from shared.cursor import ReadingOrder
 from shared.errors import ConfigError, FormatError
 from shared.format import TOKENIZER_NAME, VALIDATION_NAME, Index, read_index
@@ -17,11 +17,13 @@ from train.architecture import at_least
 from train.config import RunConfig
 from train.data import reading_order
 from train.layout import Layout, lay_out, stage_bytes
+from train.schedule import RESCHEDULING, check_schedule, first_difference
 from train.views import View, open_validation, open_view
 
 RUN_NAME = "run.json"
+CHECKPOINTS_NAME = "checkpoints"
 CHANGEABLE = {"strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every"}
-"""What of a recipe may differ when a run is continued: nothing that its losses depend on."""
+"""What of a recipe may differ when a run is continued: nothing that its losses depend on (see also RESCHEDULING)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Prepared:
     @property
     def last_step(self) -> int:
         """Where this start of the run ends."""
-        total = self.config.training.total_steps
+        total = self.config.total_steps
         return total if self.request.stop_step is None else min(self.request.stop_step, total)
 
 
@@ -82,6 +84,7 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
     tokenizer = index.tokenizer
     model = request.config.model.resolved(tokenizer.vocab_size, tokenizer.end_of_document_id)
     config = replace(request.config, model=model)
+    check_schedule(config)
     order = reading_order(view, config)
     _check_order(order, config, request.tokens)
     layout = lay_out(config, world_size)
@@ -156,12 +159,31 @@ def _check_run(prepared: Prepared) -> None:
         if any(name != LOCK_NAME and written_name(name) != RUN_NAME for name in names):
             raise ConfigError(f"{directory} is not empty and not a run (no {RUN_NAME}): name another directory")
         return
-    before, now = _flatten(read_sealed(path)["identity"]), _flatten(json.loads(json.dumps(prepared.identity)))
+    stored = read_sealed(path)["identity"]
+    # An older version wrote down fewer options than there are now: the others had their defaults.
+    before = _flatten({"recipe": unstructure(RunConfig())}) | _flatten(stored)
+    now = _flatten(json.loads(json.dumps(prepared.identity)))
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     fixed = [name for name in changed if not name.startswith(tuple(f"recipe.{key}" for key in CHANGEABLE))]
-    if fixed:
-        differences = "; ".join(f"{name} was {before.get(name)}, now {now.get(name)}" for name in fixed)
+    differences = "; ".join(f"{name} was {before.get(name)}, now {now.get(name)}" for name in fixed)
+    if any(name.removeprefix("recipe.") not in RESCHEDULING for name in fixed):
         raise ConfigError(f"{directory} is another run: {differences}: name another directory, or give what it had")
+    if fixed:
+        _check_history(directory, structure(stored["recipe"], RunConfig, str(path)), prepared.config, differences)
+
+
+def _check_history(directory: Path, before: RunConfig, now: RunConfig, differences: str) -> None:
+    """Raises: ConfigError if a step that the run has done would have had another learning rate."""
+    from train.checkpoint import newest_step  # it needs torch, this module does not
+
+    num_steps = newest_step(directory / CHECKPOINTS_NAME)
+    step = first_difference(before, now, num_steps)
+    if step is not None:
+        raise ConfigError(
+            f"{directory} is at step {num_steps}, and step {step} would have had another learning rate "
+            f"({differences}): give what it had, or continue a copy whose newest checkpoint is of step {step - 1} or "
+            "earlier"
+        )
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

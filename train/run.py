@@ -17,9 +17,10 @@ from train.layout import flops_per_token
 from train.loop import Parts, train
 from train.metrics import RunLog, measured_peak_flops
 from train.optim import build_optimizer
-from train.preflight import RUN_NAME, Prepared, RunRequest, prepare, versions
+from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, RunRequest, prepare, versions
 from train.recovery import StopRequest
 from train.report import plot_losses
+from train.schedule import why_not_annealed
 from train.strategy import PRECISIONS, Strategy, build_strategy
 
 
@@ -54,10 +55,10 @@ def execute(prepared: Prepared, device: torch.device, stop: StopRequest) -> Prog
 
 def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progress:
     config, request = prepared.config, prepared.request
-    log = RunLog(request.run, rank() == 0, config.training.total_steps)
+    log = RunLog(request.run, rank() == 0, config.total_steps)
     strategy = build_strategy(config, prepared.layout, device)
     optimizer = build_optimizer(config.optimizer, strategy.model)
-    checkpoints = Checkpoints(request.run / "checkpoints", config.checkpoint.keep, prepared.identity)
+    checkpoints = Checkpoints(request.run / CHECKPOINTS_NAME, config.checkpoint.keep, prepared.identity)
     progress = _resume(prepared, checkpoints, strategy, optimizer, log)
     ranks = strategy.dp_rank, prepared.layout.dp_size
     reader = ChunkReader(prepared.view, config, *ranks, device, prepared.validation)
@@ -74,11 +75,13 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progr
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     log.event("start", step=progress.step, layout=str(prepared.layout), dataset=prepared.index.fingerprint[:12])
+    if problem := why_not_annealed(config, prepared.last_step):
+        log.event("warning", problem=problem)
     try:
         progress = train(parts, progress, prepared.last_step)
     finally:
         reader.close()
-    ended = "finished" if progress.step == config.training.total_steps else "stopped"
+    ended = "finished" if progress.step == config.total_steps else "stopped"
     log.event(ended, step=progress.step, tokens=progress.tokens, data_digest=progress.data_digest)
     if rank() == 0 and progress.step > 0:
         plot_losses(request.run)
@@ -93,7 +96,8 @@ def _claim(prepared: Prepared, stack: ExitStack) -> str | None:
         stack.enter_context(exclusive(request.run, "run"))
     except UserError as error:
         return str(error)
-    write_sealed(request.run / RUN_NAME, {"identity": prepared.identity, "versions": versions()})
+    resolved = {"identity": prepared.identity, "total_steps": prepared.config.total_steps, "versions": versions()}
+    write_sealed(request.run / RUN_NAME, resolved)
     write_file(request.run / TOKENIZER_NAME, [(request.tokens / TOKENIZER_NAME).read_bytes()])
     return None
 

@@ -16,6 +16,7 @@ from shared.storage import read_sealed, sha256_file
 from train.checkpoint import MANIFEST_NAME, Checkpoints, load_tensors
 from train.config import RunConfig
 from train.model import ArgonneModel, KeyValueCache
+from train.preflight import CHECKPOINTS_NAME
 from train.strategy import evaluating
 
 
@@ -98,7 +99,7 @@ def load_model(run: Path) -> tuple[ArgonneModel, int]:
 
     Raises: FormatError if there is no run or no valid checkpoint.
     """
-    path, problems = Checkpoints(run / "checkpoints", 1, {}).newest()
+    path, problems = Checkpoints(run / CHECKPOINTS_NAME, 1, {}).newest()
     if path is None:
         raise FormatError("; ".join(problems) or f"{run} has no checkpoint: name the directory of a run that saved one")
     manifest = read_sealed(path / MANIFEST_NAME)
