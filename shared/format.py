@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shared.arrays import open_array
+from shared.arrays import StoredArray, open_array
 from shared.config import structure, unstructure
 from shared.errors import ConfigError, FormatError
 from shared.storage import SEAL, read_sealed, write_sealed
@@ -164,6 +164,11 @@ def num_chunks(num_tokens: int, length: int) -> int:
     return -(-max(num_tokens - 1, 0) // length)
 
 
+def chunks_of(num_tokens: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+    """`num_chunks` of many shards at once."""
+    return -(-np.maximum(num_tokens - 1, 0) // length)
+
+
 def num_targets(num_tokens: int, length: int, offset: int) -> int:
     """Targets in chunk `offset` of a shard: `length`, or fewer in its last chunk.
 
@@ -233,18 +238,28 @@ def _no_index(directory: Path) -> str:
     return f"{directory} is not a token dataset (no {INDEX_NAME}): {remedy}"
 
 
+def stored_tokens(directory: Path, index: Index, shard: int) -> StoredArray:
+    """The file of the ids of shard number `shard`, stored_size ids long."""
+    size = stored_size(index.shards[shard].num_tokens, index.chunk_length)
+    return StoredArray(tokens_path(directory, shard), TOKEN_DTYPES[index.dtype], size)
+
+
+def stored_documents(directory: Path, index: Index, shard: int) -> StoredArray:
+    """The file of the num_rows + 1 offsets at which the rows of shard number `shard` start."""
+    return StoredArray(documents_path(directory, shard), OFFSET_DTYPE, index.shards[shard].num_rows + 1)
+
+
 def open_tokens(directory: Path, index: Index, shard: int) -> npt.NDArray[np.unsignedinteger]:
-    """Read-only map of the ids of shard number `shard`, stored_size ids long.
+    """Read-only map of `stored_tokens`.
 
     Raises: FormatError if the file is not exactly what the index says.
     """
-    size = stored_size(index.shards[shard].num_tokens, index.chunk_length)
-    return open_array(tokens_path(directory, shard), TOKEN_DTYPES[index.dtype], size)
+    return open_array(*stored_tokens(directory, index, shard))
 
 
 def open_documents(directory: Path, index: Index, shard: int) -> npt.NDArray[np.uint64]:
-    """Read-only map of the num_rows + 1 offsets at which the rows of shard number `shard` start.
+    """Read-only map of `stored_documents`.
 
     Raises: FormatError if the file is not exactly what the index says.
     """
-    return open_array(documents_path(directory, shard), OFFSET_DTYPE, index.shards[shard].num_rows + 1)
+    return open_array(*stored_documents(directory, index, shard))

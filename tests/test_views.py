@@ -38,7 +38,7 @@ def dataset(tmp_path_factory):
 
 
 def config(method, **changes):
-    changes = {"data__validation_chunks": 0, **changes}
+    changes = {"data__validation_chunks": 0, "data__document_mask": method is not None, **changes}
     return recipe(model__vocab_size=END + 1, data__packing=method, data__sequence_length=LENGTH, **changes)
 
 

@@ -7,7 +7,7 @@ Legend: B sequences, T positions.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -16,9 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shared.cursor import Chunks, ReadingOrder, rank_positions
+from shared.cursor import ReadingOrder, rank_positions
 from train.config import RunConfig
-from train.views import DIGEST_BYTES, View
+from train.model import IGNORED
+from train.places import Places
+from train.sequences import DIGEST_BYTES, Sequences
+from train.views import View
+
+BLOCK_IDS = 1 << 19  # read at once, in whole batches: one hand-over between threads for all of them
+BLOCK_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Batch:
 
 
 class ChunkReader:
-    """Serves the batch at any position; reads the next one ahead."""
+    """Serves the batch at any position; reads the next block of them ahead."""
 
     def __init__(
         self,
@@ -75,46 +81,75 @@ class ChunkReader:
         self.device = device
         self.order = reading_order(view, config)
         self.num_held_out = config.data.validation_chunks
-        self._held_out = self.order if validation is None else ReadingOrder(validation.shard_chunks, self.num_held_out)
-        self._validation = view if validation is None else validation
         self.global_batch = config.data.global_batch
-        self.dp_rank, self.dp_size = dp_rank, dp_size
-        self._view = view
-        self._ahead: tuple[int, Future[Batch]] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+        self._length = config.data.sequence_length
+        share = rank_positions(0, self.global_batch, dp_rank, dp_size)
+        self._training = Places(view, self.order, self.order.chunks, self.global_batch, share)
+        held_out = self.order if validation is None else ReadingOrder(validation.shard_chunks, self.num_held_out)
+        self._held_out = Places(validation or view, held_out, held_out.held_out, self.global_batch, share)
+        in_block = BLOCK_IDS // (len(share) * self._length)
+        self._block = self.global_batch * min(max(1, in_block), BLOCK_BATCHES)
+        self._batches: dict[int, Batch] = {}
+        self._ahead: tuple[int, Future[dict[int, Batch]]] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")  # the only one to use the views
 
     def fetch(self, position: int) -> tuple[Batch, float]:
         """This rank's part of the global batch at `position`, and the seconds that were spent waiting for it."""
         began = time.perf_counter()
-        future = self._ahead[1] if self._ahead and self._ahead[0] == position else self._read_ahead(position)
-        batch = future.result()
-        self._ahead = (position + self.global_batch, self._read_ahead(position + self.global_batch))
-        waited = time.perf_counter() - began
-        return batch.to(self.device), waited
+        if position not in self._batches:
+            self._batches = self._next_block(position)
+        return self._batches.pop(position), time.perf_counter() - began
 
     def held_out(self, position: int) -> Batch:
         """This rank's part of the global batch at `position` of the validation range."""
-        return self._read(position, self._validation, self._held_out, self._held_out.held_out).to(self.device)
+        positions = range(position, position + self.global_batch)
+        return self._thread.submit(self._read, positions, self._held_out).result()[position]
 
     def close(self) -> None:
         """End the thread that reads ahead."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _read_ahead(self, position: int) -> Future[Batch]:
-        return self._thread.submit(self._read, position, self._view, self.order, self.order.chunks)
+    def _next_block(self, position: int) -> dict[int, Batch]:
+        ahead = self._ahead[1] if self._ahead and self._ahead[0] == position else self._read_ahead(position)
+        batches = ahead.result()
+        self._ahead = (position + self._block, self._read_ahead(position + self._block))
+        return batches
 
-    def _read(self, position: int, view: View, order: ReadingOrder, chunks_at: Callable[[range], Chunks]) -> Batch:
-        everywhere = chunks_at(rank_positions(position, self.global_batch, 0, 1))
-        mine = chunks_at(rank_positions(position, self.global_batch, self.dp_rank, self.dp_size))
-        sequences = view.read(*order.locate(mine))
-        starts = sequences.starts_BT
-        return Batch(
-            torch.from_numpy(sequences.inputs_BT),
-            torch.from_numpy(sequences.targets_BT),
-            view.num_targets(*order.locate(everywhere)),
-            sequences.row_digests,
-            None if starts is None else torch.from_numpy(starts),
+    def _read_ahead(self, position: int) -> Future[dict[int, Batch]]:
+        return self._thread.submit(self._read, range(position, position + self._block), self._training)
+
+    def _read(self, positions: range, places: Places) -> dict[int, Batch]:
+        """This rank's part of each global batch at `positions`, as views of one block."""
+        sequences, num_targets = places.read(positions), places.num_targets(positions)
+        firsts = positions[:: self.global_batch]
+        inputs_BT, targets_BT = shifted(sequences, self._length, self.device)
+        starts_BT = None if sequences.starts_BT is None else to_device(sequences.starts_BT, self.device)
+        inputs, targets, starts = (
+            [None] * len(firsts) if tensor is None else torch.tensor_split(tensor, len(firsts))
+            for tensor in (inputs_BT, targets_BT, starts_BT)
         )
+        digests = np.split(sequences.row_digests, len(firsts))
+        columns = firsts, inputs, targets, num_targets, digests, starts
+        return {first: Batch(*columns) for first, *columns in zip(*columns, strict=True)}
+
+
+def shifted(sequences: Sequences, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs and targets on `device`, which may share their memory: narrow ids go there and are widened there once."""
+    ids = to_device(sequences.ids, device).to(torch.int64)
+    inputs_BT, targets_BT = ids[:, :length], ids[:, -length:]
+    short = np.flatnonzero(sequences.num_targets < length)
+    if len(short):
+        targets_BT = targets_BT.contiguous()  # an id that is no target may be an input
+        rows, ends = (to_device(array, device) for array in (short, sequences.num_targets[short]))
+        is_padding = torch.arange(length, device=device) >= ends[:, None]
+        targets_BT[rows] = targets_BT[rows].masked_fill_(is_padding, IGNORED)
+    return inputs_BT, targets_BT
+
+
+def to_device(array: npt.NDArray, device: torch.device) -> Tensor:
+    """The array as a tensor on `device`; the host does not wait for a copy to a GPU, and its memory is used again."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def reading_order(view: View, config: RunConfig) -> ReadingOrder:
