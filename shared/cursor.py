@@ -138,11 +138,12 @@ def _feistel(values: Integers, rows: int, columns: int, keys: tuple[int, ...], f
 
 
 def _shift(values: Integers, amounts: Integers, modulus: int, forward: bool) -> Integers:
-    """Values below `modulus`, moved on or back by the amounts, round it. numpy divides faster than it takes remainders."""
+    """Values below `modulus`, moved on or back by the amounts, round it. numpy divides faster than it does %."""
     size = np.uint64(modulus)
     amounts = amounts - amounts // size * size
     moved = values + (amounts if forward else size - amounts)
-    return np.minimum(moved, moved - size)  # what is below zero has wrapped round to the highest numbers
+    turned: Integers = np.minimum(moved, moved - size)  # what is below zero has wrapped round to the highest numbers
+    return turned
 
 
 def _mix(values: Integers, key: int) -> Integers:

@@ -7,21 +7,23 @@ Legend: B sequences, T positions.
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shared.cursor import ReadingOrder, rank_positions
+from shared.cursor import Chunks, ReadingOrder, rank_positions
 from train.config import RunConfig
 from train.model import IGNORED
 from train.places import Places
-from train.sequences import DIGEST_BYTES, Sequences
+from train.sequences import DIGEST_BYTES
 from train.views import View
+from train.widening import Widening
 
 BLOCK_IDS = 1 << 19  # read at once, in whole batches: one hand-over between threads for all of them
 BLOCK_BATCHES = 32
@@ -88,68 +90,91 @@ class ChunkReader:
         held_out = self.order if validation is None else ReadingOrder(validation.shard_chunks, self.num_held_out)
         self._held_out = Places(validation or view, held_out, held_out.held_out, self.global_batch, share)
         in_block = BLOCK_IDS // (len(share) * self._length)
-        self._block = self.global_batch * min(max(1, in_block), BLOCK_BATCHES)
-        self._batches: dict[int, Batch] = {}
-        self._ahead: tuple[int, Future[dict[int, Batch]]] | None = None
+        self._span = self.global_batch * min(max(1, in_block), BLOCK_BATCHES)
+        self._widen = Widening(device)
+        self._block: Block | None = None
+        self._ahead: tuple[int, Future[Block]] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")  # the only one to use the views
 
     def fetch(self, position: int) -> tuple[Batch, float]:
         """This rank's part of the global batch at `position`, and the seconds that were spent waiting for it."""
         began = time.perf_counter()
-        if position not in self._batches:
-            self._batches = self._next_block(position)
-        return self._batches.pop(position), time.perf_counter() - began
+        if self._block is None or position not in self._block.positions:
+            self._block = self._next_block(position)
+        waited = time.perf_counter() - began
+        return self._block.batch(position, self._widen), waited
 
     def held_out(self, position: int) -> Batch:
         """This rank's part of the global batch at `position` of the validation range."""
         positions = range(position, position + self.global_batch)
-        return self._thread.submit(self._read, positions, self._held_out).result()[position]
+        return self._thread.submit(self._read, positions, self._held_out).result().batch(position, self._widen)
 
     def close(self) -> None:
         """End the thread that reads ahead."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _next_block(self, position: int) -> dict[int, Batch]:
+    def _next_block(self, position: int) -> "Block":
         ahead = self._ahead[1] if self._ahead and self._ahead[0] == position else self._read_ahead(position)
-        batches = ahead.result()
-        self._ahead = (position + self._block, self._read_ahead(position + self._block))
-        return batches
+        self._ahead = (position + self._span, self._read_ahead(position + self._span))
+        return ahead.result()
 
-    def _read_ahead(self, position: int) -> Future[dict[int, Batch]]:
-        return self._thread.submit(self._read, range(position, position + self._block), self._training)
+    def _read_ahead(self, position: int) -> "Future[Block]":
+        return self._thread.submit(self._read, range(position, position + self._span), self._training)
 
-    def _read(self, positions: range, places: Places) -> dict[int, Batch]:
-        """This rank's part of each global batch at `positions`, as views of one block."""
-        sequences, num_targets = places.read(positions), places.num_targets(positions)
-        firsts = positions[:: self.global_batch]
-        inputs_BT, targets_BT = shifted(sequences, self._length, self.device)
-        starts_BT = None if sequences.starts_BT is None else to_device(sequences.starts_BT, self.device)
-        inputs, targets, starts = (
-            [None] * len(firsts) if tensor is None else torch.tensor_split(tensor, len(firsts))
-            for tensor in (inputs_BT, targets_BT, starts_BT)
+    def _read(self, positions: range, places: Places) -> "Block":
+        sequences = places.read(positions)
+        return Block(
+            positions[:: self.global_batch],
+            self._length,
+            _tensor(sequences.ids, self.device),
+            None if sequences.starts_BT is None else _tensor(sequences.starts_BT, self.device),
+            sequences.num_targets,
+            places.num_targets(positions),
+            sequences.row_digests,
         )
-        digests = np.split(sequences.row_digests, len(firsts))
-        columns = firsts, inputs, targets, num_targets, digests, starts
-        return {first: Batch(*columns) for first, *columns in zip(*columns, strict=True)}
 
 
-def shifted(sequences: Sequences, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs and targets on `device`, which may share their memory: narrow ids go there and are widened there once."""
-    ids = to_device(sequences.ids, device).to(torch.int64)
-    inputs_BT, targets_BT = ids[:, :length], ids[:, -length:]
-    short = np.flatnonzero(sequences.num_targets < length)
-    if len(short):
-        targets_BT = targets_BT.contiguous()  # an id that is no target may be an input
-        rows, ends = (to_device(array, device) for array in (short, sequences.num_targets[short]))
-        is_padding = torch.arange(length, device=device) >= ends[:, None]
-        targets_BT[rows] = targets_BT[rows].masked_fill_(is_padding, IGNORED)
-    return inputs_BT, targets_BT
+@dataclass(frozen=True)
+class Block:
+    """This rank's part of several global batches, as it is stored; in pinned memory if it goes to a GPU."""
+
+    positions: range
+    """Of the global batches."""
+    length: int
+    ids: Tensor
+    starts_BT: Tensor | None
+    row_targets: Chunks
+    num_targets: list[int]
+    row_digests: npt.NDArray[np.uint8]
+
+    def batch(self, position: int, widen: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch at one of the positions: narrow ids go to the device, and are widened there once."""
+        number, size = self.positions.index(position), len(self.ids) // len(self.positions)
+        rows = slice(number * size, number * size + size)
+        wide = widen(self.ids[rows])
+        inputs_BT, targets_BT = wide[:, : self.length], wide[:, -self.length :]
+        if self.has_padding[number]:
+            targets_BT = _without_padding(targets_BT, self.row_targets[rows])
+        starts_BT = None if self.starts_BT is None else self.starts_BT[rows].to(wide.device, non_blocking=True)
+        return Batch(inputs_BT, targets_BT, self.num_targets[number], self.row_digests[rows], starts_BT)
+
+    @cached_property
+    def has_padding(self) -> list[bool]:
+        """Whether a row of each batch does."""
+        is_short = (self.row_targets < self.length).reshape(len(self.positions), -1)
+        return [bool(row.any()) for row in is_short]
 
 
-def to_device(array: npt.NDArray, device: torch.device) -> Tensor:
-    """The array as a tensor on `device`; the host does not wait for a copy to a GPU, and its memory is used again."""
+def _without_padding(targets_BT: Tensor, ends: Chunks) -> Tensor:
+    """A copy, as an id that is no target may be an input, in which what is behind the end of each row is IGNORED."""
+    places = torch.arange(targets_BT.shape[1], device=targets_BT.device)
+    return targets_BT.masked_fill(places >= torch.from_numpy(ends).to(targets_BT.device)[:, None], IGNORED)
+
+
+def _tensor(array: npt.NDArray, device: torch.device) -> Tensor:
+    """The array as a tensor that goes to `device` without the host waiting; its memory is used again when it may be."""
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def reading_order(view: View, config: RunConfig) -> ReadingOrder:

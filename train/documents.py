@@ -19,7 +19,7 @@ class Documents:
     """The documents of every shard of a dataset."""
 
     def __init__(self, tokens: Path, index: Index) -> None:
-        self._sizes = np.array([shard.num_rows + 1 for shard in index.shards], np.int64)
+        self._sizes = np.array(index.column("num_rows"), np.int64) + 1
         self._maps = ShardMaps(partial(stored_documents, tokens, index), self._sizes, OFFSET_DTYPE)
 
     def starts(self, shards: Chunks, firsts: Chunks, length: int) -> npt.NDArray[np.int32]:

@@ -20,8 +20,13 @@ from train.layout import Layout, lay_out, stage_bytes
 from train.views import View, open_validation, open_view
 
 RUN_NAME = "run.json"
-CHANGEABLE = {"strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every"}
-"""What of a recipe may differ when a run is continued: nothing that its losses depend on."""
+CHANGEABLE = {
+    *("strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every"),
+    *("data.global_batch", "training.total_steps"),
+}
+"""What of a recipe may differ when a run is continued: nothing that the order of its data depends on, and nothing that
+its losses depend on but for the last two. With those a run goes on where it was in its data, with the learning rate of
+its step number under the schedule as it is now."""
 
 
 @dataclass(frozen=True)
@@ -156,12 +161,27 @@ def _check_run(prepared: Prepared) -> None:
         if any(name != LOCK_NAME and written_name(name) != RUN_NAME for name in names):
             raise ConfigError(f"{directory} is not empty and not a run (no {RUN_NAME}): name another directory")
         return
-    before, now = _flatten(read_sealed(path)["identity"]), _flatten(json.loads(json.dumps(prepared.identity)))
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    fixed = [name for name in changed if not name.startswith(tuple(f"recipe.{key}" for key in CHANGEABLE))]
+    fixed = [
+        change for change in changes(prepared) if not change.startswith(tuple(f"recipe.{key}" for key in CHANGEABLE))
+    ]
     if fixed:
-        differences = "; ".join(f"{name} was {before.get(name)}, now {now.get(name)}" for name in fixed)
+        differences = "; ".join(fixed)
         raise ConfigError(f"{directory} is another run: {differences}: name another directory, or give what it had")
+
+
+def changes(prepared: Prepared) -> list[str]:
+    """What differs from the run that is in the directory, if one is.
+
+    An option that there was not when it began had the value that it has by default now.
+    """
+    path = prepared.request.run / RUN_NAME
+    if not path.exists():
+        return []
+    defaults = _flatten({"recipe": unstructure(RunConfig())})
+    before = defaults | _flatten(read_sealed(path)["identity"])
+    now = defaults | _flatten(json.loads(json.dumps(prepared.identity)))
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return [f"{name} was {before.get(name)}, now {now.get(name)}" for name in names]
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Sequences(NamedTuple):
 
 def join_digests(digests: Iterable[bytes]) -> npt.NDArray[np.uint8]:
     """(B, DIGEST_BYTES) of a digest for each sequence."""
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+    return np.frombuffer(bytearray().join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def spread(begins: Chunks, counts: Chunks, length: int) -> npt.NDArray[np.int32]:
