@@ -89,7 +89,10 @@ def write_sealed(path: Path, document: dict[str, Any]) -> str:
 
 
 def write_large_sealed(path: Path, document: dict[str, Any]) -> str:
-    """As `write_sealed`, as one line that is checked without taking it apart: the bytes before the seal are sealed."""
+    """As `write_sealed`, as one line that is checked without taking it apart: the bytes before the seal are sealed.
+
+    Not for an empty document.
+    """
     body = _canonical(document)
     fingerprint = hashlib.sha256(body).hexdigest()
     write_file(path, [body[:-1], _last_words(fingerprint)])
