@@ -177,8 +177,8 @@ def test_a_file_that_is_not_json_is_refused(tmp_path, contents):
         read_sealed(tmp_path / "sealed.json")
 
 
-@pytest.mark.parametrize("document", [{}, {"a": 1}, {"a": 1, "fingerprint": None}, {"fingerprint": "0" * 64}, [], 3])
-@given(documents.filter(bool))
+@settings(deadline=None)
+@given(document=documents.filter(bool))
 def test_a_large_document_has_the_same_seal_and_reads_back(tmp_path_factory, document):
     path = tmp_path_factory.mktemp("large") / "a.json"
     assert write_large_sealed(path, document) == seal(document)
@@ -197,6 +197,7 @@ def test_a_flipped_bit_of_a_large_document_is_found(tmp_path, place):
         read_sealed(path)
 
 
+@pytest.mark.parametrize("document", [{}, {"a": 1}, {"a": 1, "fingerprint": None}, {"fingerprint": "0" * 64}, [], 3])
 def test_json_without_its_own_seal_is_refused(tmp_path, document):
     (tmp_path / "sealed.json").write_text(json.dumps(document))
     with pytest.raises(FormatError, match=r"sealed\.json does not match its own checksum: it was damaged or edited; "):
