@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from shared.cursor import Chunks, ReadingOrder, rank_positions
+from train.buffers import Widening
 from train.config import RunConfig
 from train.model import IGNORED
 from train.places import Places
 from train.sequences import DIGEST_BYTES
 from train.views import View
-from train.widening import Widening
 
 BLOCK_IDS = 1 << 19  # read at once, in whole batches: one hand-over between threads for all of them
 BLOCK_BATCHES = 32
@@ -154,7 +154,9 @@ class Block:
         wide = widen(self.ids[rows])
         inputs_BT, targets_BT = wide[:, : self.length], wide[:, -self.length :]
         if self.has_padding[number]:
-            targets_BT = _without_padding(targets_BT, self.row_targets[rows])
+            if wide.shape[1] < 2 * self.length:  # an id that is no target is an input too
+                targets_BT = targets_BT.clone()
+            _ignore_padding(targets_BT, self.row_targets[rows])
         starts_BT = None if self.starts_BT is None else self.starts_BT[rows].to(wide.device, non_blocking=True)
         return Batch(inputs_BT, targets_BT, self.num_targets[number], self.row_digests[rows], starts_BT)
 
@@ -165,10 +167,13 @@ class Block:
         return [bool(row.any()) for row in is_short]
 
 
-def _without_padding(targets_BT: Tensor, ends: Chunks) -> Tensor:
-    """A copy, as an id that is no target may be an input, in which what is behind the end of each row is IGNORED."""
-    places = torch.arange(targets_BT.shape[1], device=targets_BT.device)
-    return targets_BT.masked_fill(places >= torch.from_numpy(ends).to(targets_BT.device)[:, None], IGNORED)
+def _ignore_padding(targets_BT: Tensor, ends: Chunks) -> None:
+    """What is behind the end of each row becomes IGNORED."""
+    length, device = targets_BT.shape[1], targets_BT.device
+    short = np.flatnonzero(ends < length)
+    rows, stops = (torch.from_numpy(array).to(device) for array in (short, ends[short]))
+    is_padding = torch.arange(length, device=device) >= stops[:, None]
+    targets_BT[rows] = targets_BT[rows].masked_fill(is_padding, IGNORED)
 
 
 def _tensor(array: npt.NDArray, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 from shared.cursor import Chunks
 from shared.format import Index, stored_tokens
 from shared.packing import CHUNK_DTYPE, PIECE_DTYPE, PackingName, read_packing, stored_chunks, stored_pieces
+from train.buffers import Buffers
 from train.config import DataConfig
 from train.maps import ShardMaps, check_stored, map_tokens
 from train.sequences import Sequences, join_digests, spread
@@ -48,6 +49,7 @@ class PackedView:
         num_pieces = np.array([shard.num_pieces for shard in packing.shards], np.int64)
         self._chunks = ShardMaps(stored[0], np.array(self.shard_chunks, np.int64), CHUNK_DTYPE)
         self._pieces = ShardMaps(stored[1], num_pieces, PIECE_DTYPE)
+        self._buffers = Buffers()
         self._tells_documents = data.tells_documents
 
     def check(self) -> None:
@@ -94,7 +96,7 @@ class PackedView:
 
     def _copied(self, pieces: Pieces) -> npt.NDArray[np.unsignedinteger]:
         """(B, 2T) ids, the inputs of all pieces in their places."""
-        ids = np.empty((len(pieces.bounds) - 1, 2 * self._length), self._ids.dtype)
+        ids = self._buffers.unused((len(pieces.bounds) - 1, 2 * self._length), self._ids.dtype)
         size, source, target = self._ids.dtype.itemsize, self._ids.bytes, ids.reshape(-1).view(np.uint8).data
         sizes = (pieces.ends - pieces.places) * size
         to = pieces.rows * ids.strides[0] + pieces.places * size

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.widening import BUFFERS, Widening
+from train.buffers import MOST, Widening
 
 
 def ids(first, dtype=np.uint16):
@@ -29,8 +29,8 @@ def test_memory_is_used_again_once_nothing_refers_to_it():
 @pytest.mark.parametrize("kept", [lambda wide: wide, lambda wide: wide[:, 1:], lambda wide: wide.numpy()[0]], ids=str)
 def test_what_is_still_referred_to_does_not_change(kept):
     widen = Widening(torch.device("cpu"))
-    held = [kept(widen(ids(10 * number))) for number in range(2 * BUFFERS)]
-    wanted = [kept(ids(10 * number).to(torch.int64)) for number in range(2 * BUFFERS)]
+    held = [kept(widen(ids(10 * number))) for number in range(2 * MOST)]
+    wanted = [kept(ids(10 * number).to(torch.int64)) for number in range(2 * MOST)]
     assert [one.tolist() for one in held] == [one.tolist() for one in wanted]
 
 
@@ -38,7 +38,7 @@ def test_a_backward_pass_keeps_the_ids_it_needs():
     widen = Widening(torch.device("cpu"))
     weight = torch.zeros(100, 1, requires_grad=True)
     out = torch.nn.functional.embedding(widen(ids(0)), weight).sum()
-    for _ in range(2 * BUFFERS):
+    for _ in range(2 * MOST):
         widen(ids(50))
     out.backward()
     assert weight.grad[:6].flatten().tolist() == [1.0] * 6
