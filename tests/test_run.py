@@ -490,7 +490,9 @@ def test_a_run_leaves_all_that_it_promises(user_run):
     identity = read_sealed(directory / RUN_NAME)["identity"]
     assert identity["recipe"]["model"]["vocab_size"] == 2048
     events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["start", "save", "stopped", "start", "save", "finished"]
+    assert [event["event"] for event in events] == [
+        *("start", "save", "stopped", "start", "changed", "save", "finished")
+    ]
     assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert (directory / TOKENIZER_NAME).is_file()
     assert [path.name for path in sorted((directory / "checkpoints").iterdir())] == ["step-00000002", "step-00000004"]
