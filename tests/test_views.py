@@ -203,6 +203,18 @@ def test_reading_may_begin_at_any_position(dataset, order):
         assert reader.order.position(cursor) == 4 * number
 
 
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_what_was_asked_of_the_disk_before_is_read_as_it_is(dataset, method):
+    directory, index = dataset
+    view, other = (open_view(directory, index, config(method)) for _ in range(2))
+    shards = np.repeat(np.arange(len(SIZES)), view.shard_chunks)
+    offsets = np.concatenate([np.arange(count) for count in view.shard_chunks])
+    view.will_need(shards, offsets)
+    asked, plain = view.read(shards, offsets), other.read(shards, offsets)
+    assert np.array_equal(asked.ids, plain.ids)
+    assert np.array_equal(asked.num_targets, view.num_targets(shards, offsets))
+
+
 # documents of the plain stream
 
 

@@ -14,7 +14,7 @@ from train.sequences import Sequences
 from train.views import View
 
 WINDOW = 1 << 14  # positions; a permutation of one takes as long as one of hundreds
-BLOCKS_AHEAD = 4
+BLOCKS_AHEAD = 2
 PATIENCE = 64  # blocks for which pages are asked for after some were missing
 
 
@@ -33,7 +33,7 @@ class Places:
         self._order, self._chunks_at = order, chunks_at
         self._shape, self._share = (-1, global_batch), slice(share.start, share.stop)
         self._window, self._located = range(0), np.empty((2, 0), np.int64)
-        self._patience, self._asked_to = 0, 0
+        self._patience, self._asked_to = BLOCKS_AHEAD, 0  # the first pages are hardly ever there
 
     def num_targets(self, positions: range) -> list[int]:
         """Real targets of each global batch at `positions`, over all ranks."""

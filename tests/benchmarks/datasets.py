@@ -27,7 +27,7 @@ LENGTH = 2048
 def write_dataset(directory: Path, num_shards: int, tokens: int) -> None:
     """So many shards of `tokens` + 1 random ids each, in documents of about 800; every shard holds the same."""
     num_tokens = tokens + 1
-    ids = np.random.default_rng(0).integers(0, 50257, stored_size(num_tokens, LENGTH)).astype("<u2")
+    ids = np.random.default_rng(0).integers(0, 50257, stored_size(num_tokens, LENGTH), np.uint16)
     bounds = np.cumsum([0, *document_sizes(max(num_tokens // 800, 2), seed=0)]).astype(OFFSET_DTYPE)
     offsets = np.append(bounds[bounds < num_tokens - 1], np.array([num_tokens], OFFSET_DTYPE))
     rows = {"num_rows": len(offsets) - 1, "num_documents": len(offsets) - 1, "num_null": 0, "num_empty": 0}

@@ -25,18 +25,20 @@ from train.config import DataConfig, RunConfig
 from train.data import ChunkReader
 from train.views import open_view
 
-LENGTH, NUM_ROWS, CHUNKS_COLD, HUGE_SHARDS = 2048, 16384, 1500, 15_000
+LENGTH, NUM_ROWS, CHUNKS_COLD, HUGE_SHARDS = 2048, 16384, 1200, 15_000
+COLD_SHARDS, COLD_CHUNKS = 32, 32_768  # 4 GB: more than the system reads ahead around one page
 
 
 def measure() -> list[Comparison]:
     """Sequences a second of one process on one core, page cache warm; cold; and what opening takes."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        few, many = Path(name, "few"), Path(name, "many")
-        few.mkdir()
-        many.mkdir()
+        few, many, large = Path(name, "few"), Path(name, "many"), Path(name, "large")
+        for directory in (few, many, large):
+            directory.mkdir()
         write_dataset(few, 4, 8192 * LENGTH)
         write_dataset(many, 10_000, 16 * LENGTH)
+        write_dataset(large, COLD_SHARDS, COLD_CHUNKS * LENGTH)
         pack(few, PackSettings(LENGTH))
         results = [
             *(_warm(f"read, batch {batch}", few, LENGTH, batch) for batch in (8, 32, 256)),
@@ -51,7 +53,7 @@ def measure() -> list[Comparison]:
             results.append(compare(against, "sequences/s", NUM_ROWS, _reading(reader, 256), _reading(plain, 256)))
         for reader in (plain, packed, told):
             reader.close()
-        return [*results, _cold(few), _opening(few)]
+        return [*results, _cold(large), _opening(few)]
 
 
 def _warm(what: str, directory: Path, length: int, batch: int) -> Comparison:
@@ -75,13 +77,13 @@ def _warm(what: str, directory: Path, length: int, batch: int) -> Comparison:
 
 def _cold(directory: Path) -> Comparison:
     """Rows that are on the disk alone, by the reader and by plain maps."""
-    order = np.random.default_rng(1).permutation(4 * 8192)[:CHUNKS_COLD]
+    order = np.random.default_rng(1).permutation(COLD_SHARDS * COLD_CHUNKS)[:CHUNKS_COLD]
 
     def plain() -> None:
         _forget(directory)
-        maps = [np.load(tokens_path(directory, shard), mmap_mode="r") for shard in range(4)]
+        maps = [np.load(tokens_path(directory, shard), mmap_mode="r") for shard in range(COLD_SHARDS)]
         for chunk in order.tolist():
-            shard, offset = divmod(chunk, 8192)
+            shard, offset = divmod(chunk, COLD_CHUNKS)
             maps[shard][offset * LENGTH : offset * LENGTH + LENGTH + 1].astype(np.int64)
 
     def ours() -> None:
