@@ -88,7 +88,9 @@ class ChunkReader:
         share = rank_positions(0, self.global_batch, dp_rank, dp_size)
         self._training = Places(view, self.order, self.order.chunks, self.global_batch, share)
         held_out = self.order if validation is None else ReadingOrder(validation.shard_chunks, self.num_held_out)
-        self._held_out = Places(validation or view, held_out, held_out.held_out, self.global_batch, share)
+        self._held_out = Places(
+            validation or view, held_out, held_out.held_out, self.global_batch, share, self.num_held_out
+        )
         in_block = BLOCK_IDS // (len(share) * self._length)
         self._span = self.global_batch * min(max(1, in_block), BLOCK_BATCHES)
         self._widen = Widening(device)

@@ -28,10 +28,13 @@ class Places:
         chunks_at: Callable[[range], Chunks],
         global_batch: int,
         share: range,
+        end: int | None = None,
     ) -> None:
+        """There are no positions from `end` on; None: a new epoch begins for ever."""
         self.view = view
         self._order, self._chunks_at = order, chunks_at
         self._shape, self._share = (-1, global_batch), slice(share.start, share.stop)
+        self._end = end
         self._window, self._located = range(0), np.empty((2, 0), np.int64)
         self._patience, self._asked_to = BLOCKS_AHEAD, 0  # the first pages are hardly ever there
 
@@ -57,6 +60,7 @@ class Places:
     def _ask(self, positions: range) -> None:
         """Have the system read what these positions and the next blocks need, but for what it was asked already."""
         stop = positions.start + (1 + BLOCKS_AHEAD) * len(positions)
+        stop = stop if self._end is None else min(stop, self._end)
         start = self._asked_to if positions.start <= self._asked_to <= stop else positions.start
         self._asked_to = stop
         if start < stop:
