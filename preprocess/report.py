@@ -59,7 +59,7 @@ def inspect(directory: Path, *, as_json: bool) -> None:
     index = read_index(directory)
     sources = per_source(index)
     if as_json:
-        document = asdict(index)
+        document = asdict(index) | {"shards": [asdict(shard) for shard in index.shards]}
         document["sources"] = [
             asdict(source) | row for source, row in zip(index.sources, sources.to_dicts(), strict=True)
         ]

@@ -4,6 +4,7 @@ from contextlib import suppress
 from io import SEEK_END, BytesIO
 from pathlib import Path
 from tokenize import TokenError
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,15 @@ from shared.errors import FormatError
 from shared.storage import write_file
 
 MAKE = "make tokenize"
+
+
+class StoredArray(NamedTuple):
+    """A 1-D .npy file as it should be, and the command that writes it."""
+
+    path: Path
+    dtype: np.dtype
+    size: int
+    command: str = MAKE
 
 
 def open_array(path: Path, dtype: np.dtype, size: int, command: str = MAKE) -> npt.NDArray:
@@ -33,14 +43,19 @@ def check_array(path: Path, dtype: np.dtype, size: int, command: str = MAKE) -> 
     with suppress(FileNotFoundError), open(path, "rb") as file:  # as we write it: no header to parse
         if file.read(len(wanted)) == wanted and file.seek(0, SEEK_END) == len(wanted) + size * dtype.itemsize:
             return len(wanted)
-    remedy = f"delete {path.name.split('.')[0]}.* there and run `{command}` again: only that shard is rebuilt"
-    shape, found_dtype, start = _read_header(path, remedy)
+    mend = remedy(path, command)
+    shape, found_dtype, start = _read_header(path, mend)
     if (shape, found_dtype) != ((size,), dtype):
-        raise FormatError(f"{path} holds {shape} of {found_dtype}; {(size,)} of {dtype} is wanted: {remedy}")
+        raise FormatError(f"{path} holds {shape} of {found_dtype}; {(size,)} of {dtype} is wanted: {mend}")
     size_bytes, wanted_bytes = path.stat().st_size, start + size * dtype.itemsize
     if size_bytes != wanted_bytes:
-        raise FormatError(f"{path} is {size_bytes:,} bytes; {wanted_bytes:,} are wanted: {remedy}")
+        raise FormatError(f"{path} is {size_bytes:,} bytes; {wanted_bytes:,} are wanted: {mend}")
     return start
+
+
+def remedy(path: Path, command: str) -> str:
+    """What mends a file of a shard."""
+    return f"delete {path.name.split('.')[0]}.* there and run `{command}` again: only that shard is rebuilt"
 
 
 def write_array(path: Path, array: npt.NDArray) -> str:
@@ -56,7 +71,7 @@ def npy_header(dtype: np.dtype, size: int) -> bytes:
     return header.getvalue()
 
 
-def _read_header(path: Path, remedy: str) -> tuple[tuple[int, ...], np.dtype, int]:
+def _read_header(path: Path, mend: str) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape and dtype that the header of the .npy file at `path` names, and where its data begin."""
     try:
         with open(path, "rb") as file:
@@ -67,7 +82,7 @@ def _read_header(path: Path, remedy: str) -> tuple[tuple[int, ...], np.dtype, in
             shape, _, dtype = read_header(file)
             return shape, dtype, file.tell()
     except FileNotFoundError:
-        raise FormatError(f"{path} is missing: {remedy}") from None
+        raise FormatError(f"{path} is missing: {mend}") from None
     except (ValueError, SyntaxError, TokenError) as error:  # numpy parses the header as Python
         reason = str(error).partition("\n")[0]
-        raise FormatError(f"{path} is not a .npy file ({reason}): {remedy}") from None
+        raise FormatError(f"{path} is not a .npy file ({reason}): {mend}") from None

@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -34,12 +34,12 @@ def _from_table(kind: type) -> Any:
 
 def _from_list(kind: type) -> Any:
     """Without this, cattrs takes a string for the list of its letters."""
-    make = list_structure_factory if get_origin(kind) is list else homogenous_tuple_structure_factory
+    make = homogenous_tuple_structure_factory if get_origin(kind) is tuple else list_structure_factory
     return _only((list, tuple), "a list", make(kind, _converter))
 
 
 def _is_list(kind: Any) -> bool:
-    return get_origin(kind) is list or (get_origin(kind) is tuple and Ellipsis in get_args(kind))
+    return get_origin(kind) in (list, Sequence) or (get_origin(kind) is tuple and Ellipsis in get_args(kind))
 
 
 def _only(plain: tuple[type, ...], name: str, hook: Callable[[Any, Any], Any]) -> Any:

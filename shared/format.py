@@ -14,106 +14,31 @@ end-of-document ids, are counted in the index and are never targets. A shard is 
 for any other chunk length: the arithmetic is the same, and it pads in memory.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shared.arrays import open_array
+from shared.arrays import StoredArray, open_array
+from shared.columns import from_columns, to_columns
 from shared.config import structure, unstructure
 from shared.errors import ConfigError, FormatError
-from shared.storage import SEAL, read_sealed, write_sealed
+from shared.records import GoldenVector, Selection, Shard, SkippedSource, Source, TokenizerIdentity
+from shared.storage import SEAL, read_sealed, write_large_sealed
+
+__all__ = ["GoldenVector", "Selection", "Shard", "SkippedSource", "Source", "TokenizerIdentity"]  # of `Index`
 
 FORMAT = "argonne-tokens"
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, 2)  # 1 has a list of records where 2 has tables of columns
 INDEX_NAME = "index.json"
 TOKENIZER_NAME = "tokenizer.json"
 VALIDATION_NAME = "validation"
 TOKEN_DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 OFFSET_DTYPE: np.dtype = np.dtype("<u8")
-
-
-@dataclass(frozen=True)
-class Source:
-    """An input file: `path` relative to the input directory, `identity` a sha256 of its footer or of all of it."""
-
-    path: str
-    size_bytes: int
-    num_rows: int
-    identity: str
-
-
-@dataclass(frozen=True)
-class SkippedSource:
-    """An input file that could not be read and was left out whole, by choice, and why."""
-
-    path: str
-    size_bytes: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which rows of the inputs are documents of a dataset; by default all that have a text.
-
-    `where` is a condition on the columns of a row. Of exact duplicates only the first may be kept. A share of the
-    texts, drawn by their hash, may be kept apart for validation: the "validation" split has these, "train" the others.
-    """
-
-    where: str | None = None
-    drop_duplicates: bool = False
-    validation_share: float = 0.0
-    split: str = "train"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What one shard holds. `source` counts into the index's sources; rows count within that source.
-
-    A row is a document, null, empty, filtered out, a duplicate, of the other split, or skipped with its whole source:
-    num_rows is their sum. Of the `read_bytes` of text, `text_bytes` are behind tokens, `rejected_bytes` left out.
-    """
-
-    source: int
-    first_row_group: int
-    num_row_groups: int
-    first_row: int
-    num_rows: int
-    num_documents: int
-    num_null: int
-    num_empty: int
-    text_bytes: int
-    num_tokens: int
-    num_chunks: int
-    num_padding: int
-    tokens_sha256: str
-    documents_sha256: str
-    num_filtered: int = 0
-    num_duplicate: int = 0
-    num_other_split: int = 0
-    num_skipped: int = 0
-    read_bytes: int = 0
-    rejected_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class GoldenVector:
-    """A text and the ids that the dataset's tokenizer gives for it."""
-
-    text: str
-    ids: list[int]
-
-
-@dataclass(frozen=True)
-class TokenizerIdentity:
-    """Which tokenizer made the ids; `vocab_size` is the highest id it can give + 1, not its number of entries."""
-
-    sha256: str
-    vocab_size: int
-    end_of_document: str
-    end_of_document_id: int
-    golden: list[GoldenVector]
 
 
 @dataclass(frozen=True)
@@ -130,20 +55,24 @@ class Index:
     text_column: str
     shard_bytes: int
     tokenizer: TokenizerIdentity
-    sources: list[Source]
-    shards: list[Shard]
-    selection: Selection = Selection()
+    sources: Sequence[Source]
+    shards: Sequence[Shard]
+    selection: Selection = field(default_factory=Selection)
     skipped: list[SkippedSource] = field(default_factory=list)
     fingerprint: str = field(default="", compare=False)
 
     @property
     def num_tokens(self) -> int:
         """Ids that are tokens of documents or end-of-document ids; padding is not counted."""
-        return sum(shard.num_tokens for shard in self.shards)
+        return sum(self.shard_tokens())
 
     def shard_tokens(self) -> list[int]:
         """Tokens of each shard, in order."""
-        return [shard.num_tokens for shard in self.shards]
+        return self.column("num_tokens")
+
+    def column(self, name: str) -> list[int]:
+        """One count of each shard, in order."""
+        return to_columns(Shard, self.shards)[name]
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -162,6 +91,11 @@ def num_chunks(num_tokens: int, length: int) -> int:
     [0, 0, 1, 1, 2]
     """
     return -(-max(num_tokens - 1, 0) // length)
+
+
+def chunks_of(num_tokens: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+    """`num_chunks` of many shards at once."""
+    return -(-np.maximum(num_tokens - 1, 0) // length)
 
 
 def num_targets(num_tokens: int, length: int, offset: int) -> int:
@@ -199,9 +133,10 @@ def receipt_path(directory: Path, shard: int) -> Path:
 
 def write_index(directory: Path, index: Index) -> str:
     """Commit the dataset: write its index, durable and whole or absent; return the fingerprint."""
-    document = unstructure(index)
+    document = unstructure(replace(index, sources=[], shards=[]))
     del document[SEAL]
-    return write_sealed(directory / INDEX_NAME, document)
+    document |= {"sources": to_columns(Source, index.sources), "shards": to_columns(Shard, index.shards)}
+    return write_large_sealed(directory / INDEX_NAME, document)
 
 
 def read_index(directory: Path) -> Index:
@@ -213,13 +148,29 @@ def read_index(directory: Path) -> Index:
     if not path.is_file():
         raise FormatError(_no_index(directory))
     document = read_sealed(path)
-    if (document.get("format"), document.get("version")) != (FORMAT, VERSION):
-        found = f"{document.get('format')} version {document.get('version')}"
+    version = document.get("version")
+    if document.get("format") != FORMAT or type(version) is not int or version not in VERSIONS:
+        found = f"{document.get('format')} version {version}"
         raise FormatError(f"{path} is {found}; {FORMAT} version {VERSION} is wanted: tokenize again with this release")
     try:
-        return structure(document, Index, str(path))
+        return _index(document, str(path))
     except ConfigError as error:
         raise FormatError(f"{error}: the index was not written by this release; tokenize again") from None
+
+
+def _index(document: dict[str, Any], path: str) -> Index:
+    """The index of either version, as of the newest; its fingerprint is the one it has.
+
+    Raises: ConfigError if it is not one.
+    """
+    if document["version"] == 1:
+        return replace(structure(document, Index, path), version=VERSION)
+    index = structure({**document, "sources": [], "shards": []}, Index, path)
+    return replace(
+        index,
+        sources=from_columns(Source, document.get("sources"), f"{path}: sources"),
+        shards=from_columns(Shard, document.get("shards"), f"{path}: shards"),
+    )
 
 
 def _no_index(directory: Path) -> str:
@@ -233,18 +184,28 @@ def _no_index(directory: Path) -> str:
     return f"{directory} is not a token dataset (no {INDEX_NAME}): {remedy}"
 
 
+def stored_tokens(directory: Path, index: Index, shard: int) -> StoredArray:
+    """The file of the ids of shard number `shard`, stored_size ids long."""
+    size = stored_size(index.shards[shard].num_tokens, index.chunk_length)
+    return StoredArray(tokens_path(directory, shard), TOKEN_DTYPES[index.dtype], size)
+
+
+def stored_documents(directory: Path, index: Index, shard: int) -> StoredArray:
+    """The file of the num_rows + 1 offsets at which the rows of shard number `shard` start."""
+    return StoredArray(documents_path(directory, shard), OFFSET_DTYPE, index.shards[shard].num_rows + 1)
+
+
 def open_tokens(directory: Path, index: Index, shard: int) -> npt.NDArray[np.unsignedinteger]:
-    """Read-only map of the ids of shard number `shard`, stored_size ids long.
+    """Read-only map of `stored_tokens`.
 
     Raises: FormatError if the file is not exactly what the index says.
     """
-    size = stored_size(index.shards[shard].num_tokens, index.chunk_length)
-    return open_array(tokens_path(directory, shard), TOKEN_DTYPES[index.dtype], size)
+    return open_array(*stored_tokens(directory, index, shard))
 
 
 def open_documents(directory: Path, index: Index, shard: int) -> npt.NDArray[np.uint64]:
-    """Read-only map of the num_rows + 1 offsets at which the rows of shard number `shard` start.
+    """Read-only map of `stored_documents`.
 
     Raises: FormatError if the file is not exactly what the index says.
     """
-    return open_array(documents_path(directory, shard), OFFSET_DTYPE, index.shards[shard].num_rows + 1)
+    return open_array(*stored_documents(directory, index, shard))

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shared.arrays import open_array
+from shared.arrays import StoredArray, open_array
 from shared.config import structure, unstructure
 from shared.errors import ConfigError, FormatError
 from shared.format import INDEX_NAME, Index
@@ -151,22 +151,30 @@ def read_packing(name: PackingName, index: Index) -> Packing:
     return packing
 
 
+def stored_chunks(name: PackingName, packing: Packing, shard: int) -> StoredArray:
+    """The file of the chunks of shard number `shard`, CHUNK_DTYPE."""
+    return StoredArray(chunks_path(name.directory, shard), CHUNK_DTYPE, packing.shards[shard].num_chunks, name.command)
+
+
+def stored_pieces(name: PackingName, packing: Packing, shard: int) -> StoredArray:
+    """The file of the pieces of shard number `shard`, PIECE_DTYPE."""
+    return StoredArray(pieces_path(name.directory, shard), PIECE_DTYPE, packing.shards[shard].num_pieces, name.command)
+
+
 def open_chunks(name: PackingName, packing: Packing, shard: int) -> npt.NDArray:
-    """Read-only map of the chunks of shard number `shard`, CHUNK_DTYPE.
+    """Read-only map of `stored_chunks`.
 
     Raises: FormatError if the file is not exactly what the packing's index says.
     """
-    size = packing.shards[shard].num_chunks
-    return open_array(chunks_path(name.directory, shard), CHUNK_DTYPE, size, name.command)
+    return open_array(*stored_chunks(name, packing, shard))
 
 
 def open_pieces(name: PackingName, packing: Packing, shard: int) -> npt.NDArray:
-    """Read-only map of the pieces of shard number `shard`, PIECE_DTYPE.
+    """Read-only map of `stored_pieces`.
 
     Raises: FormatError if the file is not exactly what the packing's index says.
     """
-    size = packing.shards[shard].num_pieces
-    return open_array(pieces_path(name.directory, shard), PIECE_DTYPE, size, name.command)
+    return open_array(*stored_pieces(name, packing, shard))
 
 
 def _no_packing(name: PackingName) -> str:

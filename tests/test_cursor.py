@@ -129,6 +129,19 @@ def test_a_seeded_order_scatters_neighbours():
     assert abs(np.corrcoef(chunks[:-1], chunks[1:])[0, 1]) < 0.02
 
 
+@settings(deadline=None)
+@given(reading_orders(), st.lists(st.integers(1, 40), min_size=1, max_size=12))
+def test_what_was_read_stays_read_when_a_run_goes_on_with_other_batches(order, batches):
+    """A run is where its cursor says, however large the steps were that led there and are still to come."""
+    position, seen = 0, list[int]()
+    for batch in batches:
+        seen += order.chunks(range(position, position + batch)).tolist()
+        position = order.position(order.cursor(position)) + batch  # as a checkpoint and a restart would
+    assert seen == order.chunks(range(position)).tolist()
+    epoch = seen[: order.num_training]
+    assert len(set(epoch)) == len(epoch)
+
+
 # ranks
 
 

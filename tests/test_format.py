@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.arrays import open_array
+from shared.config import unstructure
 from shared.errors import FormatError
 from shared.format import (
     FORMAT,
@@ -171,7 +172,7 @@ def test_a_dataset_without_an_index_yet_is_still_being_built(tmp_path):
 def test_an_edited_index_is_refused(tmp_path):
     write_dataset(tmp_path)
     path = tmp_path / "index.json"
-    path.write_text(path.read_text().replace('"chunk_length": 4', '"chunk_length": 8'))
+    path.write_text(path.read_text().replace('"chunk_length":4', '"chunk_length":8'))
     with pytest.raises(FormatError, match="does not match its own checksum"):
         read_index(tmp_path)
 
@@ -179,8 +180,8 @@ def test_an_edited_index_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"version": 2}, "argonne-tokens version 2"),
-        ({"format": "other-tokens"}, "other-tokens version 1"),
+        ({"version": 3}, "argonne-tokens version 3"),
+        ({"format": "other-tokens"}, "other-tokens version 2"),
         ({"version": True, "format": None}, "None version True"),
     ],
 )
@@ -188,7 +189,7 @@ def test_an_index_of_another_format_or_version_is_refused(tmp_path, change, foun
     write_dataset(tmp_path)
     path = tmp_path / "index.json"
     write_sealed(path, read_sealed(path) | change)
-    with pytest.raises(FormatError, match=rf"is {found}; argonne-tokens version 1 is wanted: tokenize again"):
+    with pytest.raises(FormatError, match=rf"is {found}; argonne-tokens version 2 is wanted: tokenize again"):
         read_index(tmp_path)
 
 
@@ -196,7 +197,15 @@ def test_an_index_of_another_format_or_version_is_refused(tmp_path, change, foun
     ("change", "message"),
     [
         ({"chunk_lenght": 4}, r"unknown key 'chunk_lenght': did you mean 'chunk_length'\?.*tokenize again"),
-        ({"shards": [{}]}, r"shards\.0\.source is missing: the index was not written by this release"),
+        ({"shards": [{}]}, r"shards is not a table of columns: the index was not written by this release"),
+        ({"shards": {}}, r"shards\.source is missing: the index"),
+        ({"sources": {"path": ["a"], "size_bytes": [1, 2]}}, r"sources has columns of 1 to 2 values: as many in each"),
+        ({"sources": {"path": [1], "size_bytes": [1], "num_rows": [1], "identity": [""]}}, r"path: 1 is not a string"),
+        ({"shards": {"sauce": [1]}}, r"unknown key '.*shards\.sauce' \(known: source, first_row_group, "),
+        (
+            {"shards": [{}], "sources": [], "version": 1},
+            r"shards\.0\.source is missing: the index was not written by this release",
+        ),
         ({"chunk_length": "4"}, r"chunk_length: '4' is not a whole number"),
     ],
 )
@@ -212,6 +221,15 @@ def test_an_index_is_json_that_anyone_can_read(tmp_path):
     write_dataset(tmp_path)
     document = json.loads((tmp_path / "index.json").read_bytes())
     assert document["tokenizer"]["golden"] == [{"text": "caf\u00e9", "ids": [1, 2]}]
+
+
+def test_an_index_of_the_first_version_is_read_as_what_it_says(tmp_path):
+    index = write_dataset(tmp_path)
+    path = tmp_path / "index.json"
+    lists = {name: unstructure(list(getattr(index, name))) for name in ("sources", "shards")}
+    seal = write_sealed(path, read_sealed(path) | lists | {"version": 1})
+    found = read_index(tmp_path)
+    assert (found, found.fingerprint) == (index, seal)
 
 
 # arrays

@@ -234,6 +234,16 @@ def test_a_run_from_before_there_were_packings_may_be_continued(tokens, run):
     )
 
 
+@pytest.mark.parametrize("option", ["document_mask", "restart_positions"])
+def test_a_run_from_before_an_option_had_its_default(tokens, run, option):
+    start(tokens, run)
+    identity = read_sealed(run / RUN_NAME)["identity"]
+    del identity["recipe"]["data"][option]
+    write_sealed(run / RUN_NAME, {"identity": identity})
+    prepared(tokens, run)
+    refused(f"recipe.data.{option} was False, now True", tokens, run, **{f"data__{option}": True})
+
+
 # run directories
 
 
@@ -249,6 +259,8 @@ def test_a_run_may_be_continued(tokens, run):
         {"pipeline__stages": 1},
         {"training__microbatch": 4},
         {"training__validate_every": 2},
+        {"data__global_batch": 2},
+        {"training__total_steps": 9},
         {"checkpoint__every": 2},
         {"checkpoint__keep": 5},
         {"stop_step": 2},
@@ -256,7 +268,7 @@ def test_a_run_may_be_continued(tokens, run):
     ],
     ids=str,
 )
-def test_a_run_may_be_continued_otherwise_where_its_losses_do_not_depend_on_it(tokens, run, changes):
+def test_a_run_may_be_continued_otherwise_where_the_order_of_its_data_does_not_depend_on_it(tokens, run, changes):
     start(tokens, run)
     prepared(tokens, run, **changes)
 
@@ -271,9 +283,11 @@ def test_a_run_may_be_continued_otherwise_where_its_losses_do_not_depend_on_it(t
             {"training__total_steps": 9, "training__seed": 9},
             "recipe.training.seed was 0, now 9; recipe.training.total_steps was 4, now 9",
         ),
+        ({"data__document_mask": True}, "recipe.data.document_mask was False, now True"),
+        ({"data__restart_positions": True}, "recipe.data.restart_positions was False, now True"),
+        ({"data__sequence_length": 8}, "recipe.data.sequence_length was 16, now 8"),
         ({"training__seed": 9}, "recipe.training.seed was 0, now 9"),
         ({"training__precision": "bf16"}, "recipe.training.precision was fp32, now bf16"),
-        ({"data__global_batch": 2}, "recipe.data.global_batch was 4, now 2"),
         ({"model__rope_theta": 5.0}, "recipe.model.rope_theta was 10000.0, now 5.0"),
         (
             {"model__hidden_size": 64, "data__order": "natural"},

@@ -289,8 +289,8 @@ def test_ids_that_a_release_of_tokenizers_no_longer_gives_are_found(damaged, cap
 
 def test_ids_that_do_not_spell_the_bytes_of_the_index_are_found(damaged, capsys):
     document = json.loads((damaged / "index.json").read_bytes())
-    text_bytes = document["shards"][1]["text_bytes"]
-    document["shards"][1]["text_bytes"] += 1
+    text_bytes = document["shards"]["text_bytes"][1]
+    document["shards"]["text_bytes"][1] += 1
     write_sealed(damaged / "index.json", document)
     assert main(["verify", str(damaged)]) == 2
     told = f"00001.npy spells {text_bytes:,} bytes of text, the index says {text_bytes + 1:,}: delete 00001.*"

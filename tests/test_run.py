@@ -82,8 +82,12 @@ def executed(tokens, directory, stop, stop_step=None, **changes):
     prepared = prepare(RunRequest(tokens, directory, recipe(**changes), stop_step), 1)
     progress = execute(prepared, CPU, stop)
     records = read_metrics(directory)
+    reader = ChunkReader(prepared.view, prepared.config, 0, 1, CPU)
+    first = reader.fetch(0)[0]
+    reader.close()
     return {
         "progress": progress,
+        "starts": None if first.starts_BT is None else first.starts_BT.tolist(),
         "records": [{key: value for key, value in record.items() if key not in TIMES} for record in records],
         "checkpoints": sorted(path.name for path in (directory / "checkpoints").iterdir()),
         "events": [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()],
@@ -131,6 +135,11 @@ def warnings(outcome):
     return [event["problem"] for event in outcome["events"] if event["event"] == "warning"]
 
 
+def starts(outcome):
+    """Of the documents in the first batch: what a model needs for either option."""
+    return outcome["starts"]
+
+
 def layout(outcome):
     return outcome["events"][0]["layout"]
 
@@ -140,6 +149,8 @@ OPTIONS = [
     ("data__global_batch", 2, data),
     ("data__order", "natural", data),
     ("data__packing", "best-fit", data),
+    ("data__document_mask", True, starts),
+    ("data__restart_positions", True, starts),
     ("data__validation_chunks", 8, validation_losses),
     ("data__validation", "split", validation_losses),
     ("data__validation", "split", data),
@@ -242,6 +253,38 @@ def test_a_packed_run_counts_its_own_targets_and_continues_bit_for_bit(tokens, t
     executed(tokens, tmp_path / "run", stop, stop_step=2, **changes)
     continued = executed(tokens, tmp_path / "run", stop, **changes)
     assert (continued["records"], continued["progress"]) == (straight["records"], straight["progress"])
+
+
+def test_a_run_goes_on_with_another_batch_and_a_later_end_where_it_was_in_its_data(tokens, tmp_path, stop):
+    run, order = tmp_path / "run", ReadingOrder((25, 25), num_held_out=4, seed=0)
+    executed(tokens, run, stop, stop_step=2)
+    changes = {"data__global_batch": 2, "training__total_steps": 5, "training__microbatch": 1}
+    outcome = executed(tokens, run, stop, **changes)
+    wanted = [tuple(order.cursor(position)) for position in (4, 8, 10, 12, 14)]
+    assert [(record["epoch"], record["shard"], record["offset"]) for record in outcome["records"]] == wanted
+    rows = [
+        digest for start, size in ((0, 4), (4, 4), (8, 2), (10, 2), (12, 2)) for digest in read(tokens, start, size)
+    ]
+    assert outcome["progress"].tokens == sum(targets for targets, _ in rows)
+    chained = ""
+    for start, stop_ in ((0, 4), (4, 8), (8, 10), (10, 12), (12, 14)):
+        chained = chain_digest(chained, np.stack([digest for _, digest in rows[start:stop_]]))
+    assert data(outcome)[-1] == chained
+    told = next(event for event in outcome["events"] if event["event"] == "changed")
+    assert told["changes"] == [
+        "recipe.data.global_batch was 4, now 2",
+        "recipe.training.microbatch was 2, now 1",
+        "recipe.training.total_steps was 4, now 5",
+    ]
+
+
+def read(tokens, start, size):
+    """Targets and digest of each of `size` sequences from position `start` on, read one by one."""
+    config = recipe(data__global_batch=1, training__microbatch=1, data__validation_chunks=4)
+    reader = ChunkReader(open_view(tokens, read_index(tokens), config), config, 0, 1, CPU)
+    batches = [reader.fetch(position)[0] for position in range(start, start + size)]
+    reader.close()
+    return [(batch.num_targets, batch.row_digests[0]) for batch in batches]
 
 
 def test_a_run_is_not_continued_with_another_packing(tokens, tmp_path, stop):
@@ -533,7 +576,9 @@ def test_a_run_leaves_all_that_it_promises(user_run):
     identity = read_sealed(directory / RUN_NAME)["identity"]
     assert identity["recipe"]["model"]["vocab_size"] == 2048
     events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["start", "warning", "save", "stopped", "start", "save", "finished"]
+    assert [event["event"] for event in events] == [
+        *("start", "warning", "save", "stopped", "start", "changed", "save", "finished")
+    ]
     assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert (directory / TOKENIZER_NAME).is_file()
     assert [path.name for path in sorted((directory / "checkpoints").iterdir())] == ["step-00000002", "step-00000004"]

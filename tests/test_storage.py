@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import FormatError, UserError
-from shared.storage import exclusive, read_sealed, remove_tree, seal, sha256_file, write_file, write_sealed
+from shared.storage import (
+    exclusive,
+    read_sealed,
+    remove_tree,
+    seal,
+    sha256_file,
+    write_file,
+    write_large_sealed,
+    write_sealed,
+)
 
 DOCUMENT = {"format": "argonne-tokens", "text": 'caf\u00e9 \\ "q"', "n": -12, "x": 1.5e-7, "list": [1, True, None, {}]}
 HOLD_LOCK = """
@@ -166,6 +175,26 @@ def test_a_file_that_is_not_json_is_refused(tmp_path, contents):
     (tmp_path / "sealed.json").write_bytes(contents)
     with pytest.raises(FormatError, match=r"sealed\.json is not valid JSON \(.+\): it is damaged or not ours; restore"):
         read_sealed(tmp_path / "sealed.json")
+
+
+@settings(deadline=None)
+@given(document=documents.filter(bool))
+def test_a_large_document_has_the_same_seal_and_reads_back(tmp_path_factory, document):
+    path = tmp_path_factory.mktemp("large") / "a.json"
+    assert write_large_sealed(path, document) == seal(document)
+    assert read_sealed(path) == {**document, "fingerprint": seal(document)}
+    assert path.read_bytes().count(b"\n") == 1
+
+
+@pytest.mark.parametrize("place", [1, 20, -70, -10, -3])
+def test_a_flipped_bit_of_a_large_document_is_found(tmp_path, place):
+    path = tmp_path / "a.json"
+    write_large_sealed(path, DOCUMENT)
+    contents = bytearray(path.read_bytes())
+    contents[place] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(FormatError, match=r"does not match its own checksum|is not valid JSON"):
+        read_sealed(path)
 
 
 @pytest.mark.parametrize("document", [{}, {"a": 1}, {"a": 1, "fingerprint": None}, {"fingerprint": "0" * 64}, [], 3])

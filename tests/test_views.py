@@ -38,7 +38,7 @@ def dataset(tmp_path_factory):
 
 
 def config(method, **changes):
-    changes = {"data__validation_chunks": 0, **changes}
+    changes = {"data__validation_chunks": 0, "data__document_mask": method is not None, **changes}
     return recipe(model__vocab_size=END + 1, data__packing=method, data__sequence_length=LENGTH, **changes)
 
 
@@ -139,11 +139,6 @@ def test_the_starts_tell_documents_apart(dataset, method):
                 assert start == 0 or numbers[start - 1] != numbers[place]
 
 
-def test_a_plain_stream_tells_no_documents_apart(dataset):
-    batch = fetched(opened(dataset, None), [0])[0]
-    assert batch.starts_BT is None
-
-
 def test_held_out_chunks_are_the_last_rows_and_never_trained_on(dataset):
     reader = opened(dataset, "best-fit", data__validation_chunks=4)
     held_out = rows([reader.held_out(0)])
@@ -206,6 +201,65 @@ def test_reading_may_begin_at_any_position(dataset, order):
         assert np.array_equal(begun.row_digests, batch.row_digests)
         cursor = reader.order.cursor(4 * number)
         assert reader.order.position(cursor) == 4 * number
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_what_was_asked_of_the_disk_before_is_read_as_it_is(dataset, method):
+    directory, index = dataset
+    view, other = (open_view(directory, index, config(method)) for _ in range(2))
+    shards = np.repeat(np.arange(len(SIZES)), view.shard_chunks)
+    offsets = np.concatenate([np.arange(count) for count in view.shard_chunks])
+    view.will_need(shards, offsets)
+    asked, plain = view.read(shards, offsets), other.read(shards, offsets)
+    assert np.array_equal(asked.ids, plain.ids)
+    assert np.array_equal(asked.num_targets, view.num_targets(shards, offsets))
+
+
+# documents of the plain stream
+
+
+def plain_starts(directory, index, length):
+    """Of every chunk of the stream in natural order, from the offsets alone."""
+    rows = []
+    for shard in range(len(index.shards)):
+        offsets = np.load(directory / f"{shard:05d}.documents.npy").tolist()
+        for first in range(0, offsets[-1] - 1, length):
+            rows.append([max(first, *(b for b in offsets if b <= first + t)) - first for t in range(length)])
+    return rows
+
+
+@pytest.mark.parametrize("option", ["document_mask", "restart_positions"])
+@pytest.mark.parametrize("length", [1, 7, 16, 64])
+def test_the_documents_of_a_plain_stream_are_told_apart_where_asked(dataset, option, length):
+    directory, index = dataset
+    changes = {f"data__{option}": True, "data__sequence_length": length, "data__order": "natural"}
+    wanted = recipe(
+        model__vocab_size=END + 1, data__validation_chunks=0, data__global_batch=2, training__microbatch=1, **changes
+    )
+    reader = ChunkReader(open_view(directory, index, wanted), wanted, 0, 1, CPU)
+    batches = fetched(reader, range(0, reader.order.num_training, 2))
+    found = [row for batch in batches for row in batch.starts_BT.tolist()][: reader.order.num_training]
+    assert found == plain_starts(directory, index, length)
+    assert {batch.starts_BT.dtype for batch in batches} == {torch.int32}
+
+
+def test_documents_cut_short_are_told(tmp_path):
+    index = write_documents(tmp_path, SIZES)
+    view = open_view(tmp_path, index, config(None, data__document_mask=True))
+    view.check()
+    path = tmp_path / "00003.documents.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FormatError, match=r"00003.documents.npy is [\d,]+ bytes; [\d,]+ are wanted"):
+        view.check()
+
+
+@pytest.mark.parametrize("method", [None, "best-fit"])
+def test_documents_are_not_told_apart_unless_asked(dataset, method):
+    plain, told = (opened(dataset, method, data__document_mask=mask) for mask in (False, True))
+    (without,), (batch,) = fetched(plain, [4]), fetched(told, [4])
+    assert without.starts_BT is None
+    assert torch.equal(without.targets_BT, batch.targets_BT)
+    assert np.array_equal(without.row_digests, batch.row_digests)
 
 
 # digests

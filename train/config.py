@@ -22,6 +22,10 @@ class DataConfig:
     order: Literal["natural", "shuffled"] = "shuffled"
     packing: Literal["best-fit", "whole"] | None = None
     """Chunks made by `make pack` for this sequence_length. None: those of the plain stream."""
+    document_mask: bool = False
+    """Tokens attend only within their document."""
+    restart_positions: bool = False
+    """Rotary positions start at 0 in each document."""
     validation_chunks: int = 0
     """How many chunks the validation loss is over, a multiple of global_batch."""
     validation: Literal["reserved", "split"] = "reserved"
@@ -36,6 +40,11 @@ class DataConfig:
                 f"data.validation_chunks {self.validation_chunks} is not a multiple of data.global_batch "
                 f"{self.global_batch}: {nearest_multiple(self.validation_chunks, self.global_batch)} is"
             )
+
+    @property
+    def tells_documents(self) -> bool:
+        """Whether batches say where documents begin."""
+        return self.document_mask or self.restart_positions
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,15 @@ import torch
 from torch import Tensor
 
 from shared.cursor import Chunks, ReadingOrder, rank_positions
+from train.buffers import Widening
 from train.config import RunConfig
-from train.views import DIGEST_BYTES, View
+from train.model import IGNORED
+from train.places import Places
+from train.sequences import DIGEST_BYTES
+from train.views import View
+
+BLOCK_IDS = 1 << 19  # read at once, in whole batches: one hand-over between threads for all of them
+BLOCK_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Batch:
 
 
 class ChunkReader:
-    """Serves the batch at any position; reads the next one ahead."""
+    """Serves the batch at any position; reads the next block of them ahead."""
 
     def __init__(
         self,
@@ -75,46 +83,105 @@ class ChunkReader:
         self.device = device
         self.order = reading_order(view, config)
         self.num_held_out = config.data.validation_chunks
-        self._held_out = self.order if validation is None else ReadingOrder(validation.shard_chunks, self.num_held_out)
-        self._validation = view if validation is None else validation
         self.global_batch = config.data.global_batch
-        self.dp_rank, self.dp_size = dp_rank, dp_size
-        self._view = view
-        self._ahead: tuple[int, Future[Batch]] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+        self._length = config.data.sequence_length
+        share = rank_positions(0, self.global_batch, dp_rank, dp_size)
+        self._training = Places(view, self.order, self.order.chunks, self.global_batch, share)
+        held_out = self.order if validation is None else ReadingOrder(validation.shard_chunks, self.num_held_out)
+        self._held_out = Places(
+            validation or view, held_out, held_out.held_out, self.global_batch, share, self.num_held_out
+        )
+        in_block = BLOCK_IDS // (len(share) * self._length)
+        self._span = self.global_batch * min(max(1, in_block), BLOCK_BATCHES)
+        self._widen = Widening(device)
+        self._block: Block | None = None
+        self._ahead: tuple[int, Future[Block]] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")  # the only one to use the views
 
     def fetch(self, position: int) -> tuple[Batch, float]:
         """This rank's part of the global batch at `position`, and the seconds that were spent waiting for it."""
         began = time.perf_counter()
-        future = self._ahead[1] if self._ahead and self._ahead[0] == position else self._read_ahead(position)
-        batch = future.result()
-        self._ahead = (position + self.global_batch, self._read_ahead(position + self.global_batch))
+        if self._block is None or position not in self._block.positions:
+            self._block = self._next_block(position)
         waited = time.perf_counter() - began
-        return batch.to(self.device), waited
+        return self._block.batch(position, self._widen), waited
 
     def held_out(self, position: int) -> Batch:
         """This rank's part of the global batch at `position` of the validation range."""
-        return self._read(position, self._validation, self._held_out, self._held_out.held_out).to(self.device)
+        positions = range(position, position + self.global_batch)
+        return self._thread.submit(self._read, positions, self._held_out).result().batch(position, self._widen)
 
     def close(self) -> None:
         """End the thread that reads ahead."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _read_ahead(self, position: int) -> Future[Batch]:
-        return self._thread.submit(self._read, position, self._view, self.order, self.order.chunks)
+    def _next_block(self, position: int) -> "Block":
+        ahead = self._ahead[1] if self._ahead and self._ahead[0] == position else self._read_ahead(position)
+        self._ahead = (position + self._span, self._read_ahead(position + self._span))
+        return ahead.result()
 
-    def _read(self, position: int, view: View, order: ReadingOrder, chunks_at: Callable[[range], Chunks]) -> Batch:
-        everywhere = chunks_at(rank_positions(position, self.global_batch, 0, 1))
-        mine = chunks_at(rank_positions(position, self.global_batch, self.dp_rank, self.dp_size))
-        sequences = view.read(*order.locate(mine))
-        starts = sequences.starts_BT
-        return Batch(
-            torch.from_numpy(sequences.inputs_BT),
-            torch.from_numpy(sequences.targets_BT),
-            view.num_targets(*order.locate(everywhere)),
+    def _read_ahead(self, position: int) -> "Future[Block]":
+        return self._thread.submit(self._read, range(position, position + self._span), self._training)
+
+    def _read(self, positions: range, places: Places) -> "Block":
+        sequences = places.read(positions)
+        return Block(
+            positions[:: self.global_batch],
+            self._length,
+            _tensor(sequences.ids, self.device),
+            None if sequences.starts_BT is None else _tensor(sequences.starts_BT, self.device),
+            sequences.num_targets,
+            places.num_targets(positions),
             sequences.row_digests,
-            None if starts is None else torch.from_numpy(starts),
         )
+
+
+@dataclass(frozen=True)
+class Block:
+    """This rank's part of several global batches, as it is stored; in pinned memory if it goes to a GPU."""
+
+    positions: range
+    """Of the global batches."""
+    length: int
+    ids: Tensor
+    starts_BT: Tensor | None
+    row_targets: Chunks
+    num_targets: list[int]
+    row_digests: npt.NDArray[np.uint8]
+
+    def batch(self, position: int, widen: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch at one of the positions: narrow ids go to the device, and are widened there once."""
+        number, size = self.positions.index(position), len(self.ids) // len(self.positions)
+        rows = slice(number * size, number * size + size)
+        wide = widen(self.ids[rows])
+        inputs_BT, targets_BT = wide[:, : self.length], wide[:, -self.length :]
+        if self.has_padding[number]:
+            if wide.shape[1] < 2 * self.length:  # an id that is no target is an input too
+                targets_BT = targets_BT.clone()
+            _ignore_padding(targets_BT, self.row_targets[rows])
+        starts_BT = None if self.starts_BT is None else self.starts_BT[rows].to(wide.device, non_blocking=True)
+        return Batch(inputs_BT, targets_BT, self.num_targets[number], self.row_digests[rows], starts_BT)
+
+    @cached_property
+    def has_padding(self) -> list[bool]:
+        """Whether a row of each batch does."""
+        is_short = (self.row_targets < self.length).reshape(len(self.positions), -1)
+        return [bool(row.any()) for row in is_short]
+
+
+def _ignore_padding(targets_BT: Tensor, ends: Chunks) -> None:
+    """What is behind the end of each row becomes IGNORED."""
+    length, device = targets_BT.shape[1], targets_BT.device
+    short = np.flatnonzero(ends < length)
+    rows, stops = (torch.from_numpy(array).to(device) for array in (short, ends[short]))
+    is_padding = torch.arange(length, device=device) >= stops[:, None]
+    targets_BT[rows] = targets_BT[rows].masked_fill(is_padding, IGNORED)
+
+
+def _tensor(array: npt.NDArray, device: torch.device) -> Tensor:
+    """The array as a tensor that goes to `device` without the host waiting; its memory is used again when it may be."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def reading_order(view: View, config: RunConfig) -> ReadingOrder:

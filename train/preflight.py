@@ -22,8 +22,12 @@ from train.views import View, open_validation, open_view
 
 RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
-CHANGEABLE = {"strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every"}
-"""What of a recipe may differ when a run is continued: nothing that its losses depend on (see also RESCHEDULING)."""
+CHANGEABLE = {
+    *("strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every"),
+    "data.global_batch",
+}
+"""What of a recipe may differ when a run is continued: nothing that the order of its data depends on, and nothing that
+its losses depend on but for the last, with which a run goes on where it was in its data (see also RESCHEDULING)."""
 
 
 @dataclass(frozen=True)
@@ -160,16 +164,14 @@ def _check_run(prepared: Prepared) -> None:
             raise ConfigError(f"{directory} is not empty and not a run (no {RUN_NAME}): name another directory")
         return
     stored = read_sealed(path)["identity"]
-    # An older version wrote down fewer options than there are now: the others had their defaults.
-    before = _flatten({"recipe": unstructure(RunConfig())}) | _flatten(stored)
-    now = _flatten(json.loads(json.dumps(prepared.identity)))
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    changed = changes(prepared)
     fixed = [name for name in changed if not name.startswith(tuple(f"recipe.{key}" for key in CHANGEABLE))]
-    differences = "; ".join(f"{name} was {before.get(name)}, now {now.get(name)}" for name in fixed)
+    differences = "; ".join(changed[name] for name in fixed)
     if any(name.removeprefix("recipe.") not in RESCHEDULING for name in fixed):
         raise ConfigError(f"{directory} is another run: {differences}: name another directory, or give what it had")
-    if fixed:
-        _check_history(directory, structure(stored["recipe"], RunConfig, str(path)), prepared.config, differences)
+    if changed:
+        before = structure(stored["recipe"], RunConfig, str(path))
+        _check_history(directory, before, prepared.config, "; ".join(changed.values()))
 
 
 def _check_history(directory: Path, before: RunConfig, now: RunConfig, differences: str) -> None:
@@ -184,6 +186,21 @@ def _check_history(directory: Path, before: RunConfig, now: RunConfig, differenc
             f"({differences}): give what it had, or continue a copy whose newest checkpoint is of step {step - 1} or "
             "earlier"
         )
+
+
+def changes(prepared: Prepared) -> dict[str, str]:
+    """What differs from the run that is in the directory, if one is, by name.
+
+    An option that there was not when it began had the value that it has by default now.
+    """
+    path = prepared.request.run / RUN_NAME
+    if not path.exists():
+        return {}
+    defaults = _flatten({"recipe": unstructure(RunConfig())})
+    before = defaults | _flatten(read_sealed(path)["identity"])
+    now = defaults | _flatten(json.loads(json.dumps(prepared.identity)))
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return {name: f"{name} was {before.get(name)}, now {now.get(name)}" for name in names}
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

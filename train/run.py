@@ -17,7 +17,7 @@ from train.layout import flops_per_token
 from train.loop import Parts, train
 from train.metrics import RunLog, measured_peak_flops
 from train.optim import build_optimizer
-from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, RunRequest, prepare, versions
+from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, RunRequest, changes, prepare, versions
 from train.recovery import StopRequest
 from train.report import plot_losses
 from train.schedule import why_not_annealed
@@ -47,13 +47,14 @@ def run(request: RunRequest) -> None:
 def execute(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progress:
     """Train from the newest valid checkpoint, or from nothing, to the last step asked for; return where the run is."""
     with ExitStack() as stack:
+        changed = [*changes(prepared).values()]
         problem = gather(_claim(prepared, stack) if rank() == 0 else None)[0]
         if problem:
             raise UserError(problem)
-        return _train(prepared, device, stop)
+        return _train(prepared, device, stop, changed)
 
 
-def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progress:
+def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed: list[str]) -> Progress:
     config, request = prepared.config, prepared.request
     log = RunLog(request.run, rank() == 0, config.total_steps)
     strategy = build_strategy(config, prepared.layout, device)
@@ -75,6 +76,8 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progr
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     log.event("start", step=progress.step, layout=str(prepared.layout), dataset=prepared.index.fingerprint[:12])
+    if changed:
+        log.event("changed", step=progress.step, changes=changed)
     if problem := why_not_annealed(config, prepared.last_step):
         log.event("warning", problem=problem)
     try:

@@ -5,40 +5,29 @@ The label shift is made here and nowhere else.
 Legend: B sequences, T positions.
 """
 
-import hashlib
-from collections.abc import Callable
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
+from xxhash import xxh3_128_digest
 
 from shared.cursor import Chunks
 from shared.errors import FormatError
-from shared.format import VALIDATION_NAME, Index, num_chunks, open_tokens, read_index
-from shared.packing import PackingName, open_chunks, open_pieces, read_packing
-from train.config import RunConfig
-from train.model import IGNORED
-
-OPEN_SHARDS = 256  # maps kept open of each of up to three kinds; each holds a file descriptor, of often 1,024
-DIGEST_BYTES = 16
-
-
-class Sequences(NamedTuple):
-    """Chunks, as a model takes them."""
-
-    inputs_BT: npt.NDArray[np.int64]
-    targets_BT: npt.NDArray[np.int64]
-    """The id after each input in its document or stream, or IGNORED where there is none."""
-    row_digests: npt.NDArray[np.uint8]
-    """(B, DIGEST_BYTES): a hash of all that is in each sequence."""
-    starts_BT: npt.NDArray[np.int32] | None = None
-    """The first position of the document that each position is in; None where documents are not told apart."""
+from shared.format import VALIDATION_NAME, Index, chunks_of, read_index, stored_documents, stored_tokens
+from shared.packing import PackingName
+from train.config import DataConfig, RunConfig
+from train.documents import Documents
+from train.maps import check_stored, map_tokens
+from train.packed import PackedView
+from train.sequences import Sequences, join_digests
 
 
 class View(Protocol):
-    """One way to cut a dataset into chunks. A chunk is named by its shard and its offset there."""
+    """One way to cut a dataset into chunks. A chunk is named by its shard and its offset there.
+
+    `check` may be called from any thread, the others from one at a time.
+    """
 
     @property
     def shard_chunks(self) -> tuple[int, ...]:
@@ -51,8 +40,11 @@ class View(Protocol):
     def check(self) -> None:
         """Raises: FormatError if a file is not there in full."""
 
-    def num_targets(self, shards: Chunks, offsets: Chunks) -> int:
-        """Real targets of these chunks together; their tokens are not read for it."""
+    def num_targets(self, shards: Chunks, offsets: Chunks) -> Chunks:
+        """Real targets of each of these chunks; their tokens are not read for it."""
+
+    def will_need(self, shards: Chunks, offsets: Chunks) -> None:
+        """Have the system read these chunks from the disk, without waiting for it."""
 
     def read(self, shards: Chunks, offsets: Chunks) -> Sequences:
         """These chunks, in this order."""
@@ -63,10 +55,9 @@ def open_view(tokens: Path, index: Index, config: RunConfig) -> View:
 
     Raises: FormatError if there is no such packing, or it is of another dataset.
     """
-    length = config.data.sequence_length
     if config.data.packing is None:
-        return PlainView(tokens, index, length)
-    return PackedView(PackingName(tokens, config.data.packing, length), index)
+        return PlainView(tokens, index, config.data)
+    return PackedView(PackingName(tokens, config.data.packing, config.data.sequence_length), index, config.data)
 
 
 def open_validation(tokens: Path, index: Index, config: RunConfig) -> tuple[View, str] | None:
@@ -85,104 +76,45 @@ def open_validation(tokens: Path, index: Index, config: RunConfig) -> tuple[View
 
 
 class PlainView:
-    """Every shard as one stream: chunk i is the `length` ids from i * length on, each with the id after it."""
+    """Every shard as one stream: chunk i is the T ids from i * T on, each with the id after it."""
 
     packing = None
 
-    def __init__(self, tokens: Path, index: Index, length: int) -> None:
-        self._tokens, self._index, self._length = tokens, index, length
+    def __init__(self, tokens: Path, index: Index, data: DataConfig) -> None:
+        self._length, self._padding = data.sequence_length, index.tokenizer.end_of_document_id
         self._num_tokens = np.array(index.shard_tokens(), dtype=np.int64)
-        self.shard_chunks = tuple(num_chunks(tokens, length) for tokens in index.shard_tokens())
-        self._open = _kept(lambda shard: open_tokens(tokens, index, shard))
+        self.shard_chunks = tuple(chunks_of(self._num_tokens, self._length).tolist())
+        self._stored = [partial(stored_tokens, tokens, index)]
+        self._ids = map_tokens(tokens, index, data.order == "shuffled", room=self._length + 1)
+        self._windows = self._ids.windows(self._length + 1)
+        self._documents = None
+        if data.tells_documents:
+            self._stored.append(partial(stored_documents, tokens, index))
+            self._documents = Documents(tokens, index)
 
     def check(self) -> None:
         """See View."""
-        for shard in range(len(self.shard_chunks)):
-            open_tokens(self._tokens, self._index, shard)
+        check_stored(self._stored, len(self.shard_chunks))
 
-    def num_targets(self, shards: Chunks, offsets: Chunks) -> int:
+    def num_targets(self, shards: Chunks, offsets: Chunks) -> Chunks:
         """See View."""
-        return int(self._targets(shards, offsets).sum())
-
-    def read(self, shards: Chunks, offsets: Chunks) -> Sequences:
-        """See View. What pads a chunk behind the end of its shard are end-of-document ids."""
-        padding = self._index.tokenizer.end_of_document_id
-        rows = np.full((len(shards), self._length + 1), padding, dtype=np.uint32)
-        for row, shard, offset in zip(rows, shards, offsets, strict=True):
-            first = offset * self._length
-            end = min(first + self._length + 1, self._num_tokens[shard])
-            row[: end - first] = self._open(int(shard))[first:end]
-        targets = rows[:, 1:].astype(np.int64)
-        targets[np.arange(self._length) >= self._targets(shards, offsets)[:, None]] = IGNORED
-        return Sequences(rows[:, :-1].astype(np.int64), targets, np.stack([_digest(row) for row in rows]))
-
-    def _targets(self, shards: Chunks, offsets: Chunks) -> Chunks:
         left: Chunks = self._num_tokens[shards] - 1 - offsets * self._length
         return np.minimum(left, self._length)
 
-
-class PackedView:
-    """Chunks of a packing: pieces of documents end to end, then padding."""
-
-    def __init__(self, name: PackingName, index: Index) -> None:
-        packing = read_packing(name, index)
-        self._index, self._length = index, packing.length
-        self.packing: str | None = packing.fingerprint
-        self.shard_chunks = tuple(shard.num_chunks for shard in packing.shards)
-        self._openers = (
-            lambda shard: open_tokens(name.tokens, index, shard),
-            lambda shard: open_chunks(name, packing, shard),
-            lambda shard: open_pieces(name, packing, shard),
-        )
-        self._tokens, self._chunks, self._pieces = map(_kept, self._openers)
-
-    def check(self) -> None:
+    def will_need(self, shards: Chunks, offsets: Chunks) -> None:
         """See View."""
-        for shard in range(len(self.shard_chunks)):
-            for opener in self._openers:
-                opener(shard)
-
-    def num_targets(self, shards: Chunks, offsets: Chunks) -> int:
-        """See View."""
-        shards_there = np.unique(shards).tolist()
-        each = (self._chunks(shard)["num_targets"][offsets[shards == shard]] for shard in shards_there)
-        return sum(int(targets.sum(dtype=np.int64)) for targets in each)
+        self._ids.will_need(self._places(shards, offsets), self.num_targets(shards, offsets) + 1)
 
     def read(self, shards: Chunks, offsets: Chunks) -> Sequences:
-        """See View. Padding is end-of-document ids, and a document of its own."""
-        shape = len(shards), self._length
-        inputs = np.full(shape, self._index.tokenizer.end_of_document_id, dtype=np.int64)
-        targets = np.full(shape, IGNORED, dtype=np.int64)
-        starts = np.empty(shape, dtype=np.int32)
-        digests = []
-        for row, (shard, offset) in enumerate(zip(shards.tolist(), offsets.tolist(), strict=True)):
-            pieces = self._located(shard, offset)
-            for place, end, ids in pieces:
-                inputs[row, place:end], targets[row, place:end], starts[row, place:end] = ids[:-1], ids[1:], place
-            ends = [end for _, end, _ in pieces]
-            starts[row, ends[-1] :] = ends[-1]
-            last = [ids[-1] for *_, ids in pieces]  # all other targets are inputs too
-            digests.append(_digest(np.array([len(ends), *ends, *last]), inputs[row, : ends[-1]]))
-        return Sequences(inputs, targets, np.stack(digests), starts)
+        """See View. What pads a chunk behind the end of its shard are end-of-document ids."""
+        ids = self._windows[self._places(shards, offsets) // self._ids.dtype.itemsize]
+        num_targets = self.num_targets(shards, offsets)
+        for row in np.flatnonzero(num_targets < self._length).tolist():
+            ids[row, num_targets[row] + 1 :] = self._padding
+        starts = None
+        if self._documents is not None:
+            starts = self._documents.starts(shards, offsets * self._length, self._length)
+        return Sequences(ids, num_targets, join_digests(map(xxh3_128_digest, ids)), starts)
 
-    def _located(self, shard: int, offset: int) -> list[tuple[int, int, npt.NDArray]]:
-        """Where each piece of a chunk begins and ends in it, and its ids: one more than it has targets."""
-        first, num_pieces, num_targets = self._chunks(shard)[offset].item()
-        pieces = self._pieces(shard)[first : first + num_pieces].tolist()
-        ends, tokens = [*(place for _, place in pieces[1:]), num_targets], self._tokens(shard)
-        return [
-            (place, end, tokens[start : start + end - place + 1])
-            for (start, place), end in zip(pieces, ends, strict=True)
-        ]
-
-
-def _kept(opener: Callable[[int], npt.NDArray]) -> Callable[[int], npt.NDArray]:
-    """`opener` with the last arrays kept open, as plain arrays: slicing a memmap takes several times as long."""
-    return lru_cache(maxsize=OPEN_SHARDS)(lambda shard: np.asarray(opener(shard)))
-
-
-def _digest(*values: npt.NDArray) -> npt.NDArray[np.uint8]:
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for value in values:
-        digest.update(value.astype("<u4").data)
-    return np.frombuffer(digest.digest(), dtype=np.uint8)
+    def _places(self, shards: Chunks, offsets: Chunks) -> Chunks:
+        return self._ids.starts(shards) + offsets * (self._length * self._ids.dtype.itemsize)

@@ -1,7 +1,15 @@
-"""Shuffled batches: plain chunks against one bare gather of as many rows, and packed ones against plain ones."""
+"""Batches against a bare gather of as many rows, packed ones against plain ones; cold pages; opening a huge dataset.
 
+The bare side knows where every row is: from a map of one file it takes a batch of them into a buffer (np.take) and
+widens that into another (np.copyto), both used again and again. It neither hashes nor shifts nor counts.
+"""
+
+import gc
+import os
 import tempfile
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,81 +17,152 @@ import torch
 
 from preprocess.config import PackSettings
 from preprocess.pack import pack
-from shared.arrays import write_array
-from shared.format import (
-    FORMAT,
-    OFFSET_DTYPE,
-    VERSION,
-    Index,
-    Shard,
-    Source,
-    TokenizerIdentity,
-    documents_path,
-    num_chunks,
-    read_index,
-    stored_size,
-    tokens_path,
-    write_index,
-)
+from shared.format import Index, read_index, tokens_path, write_index
+from tests.benchmarks.datasets import write_dataset
 from tests.benchmarks.measure import Comparison, compare
-from tests.benchmarks.packing import document_sizes
+from train.architecture import ArgonneConfig
 from train.config import DataConfig, RunConfig
 from train.data import ChunkReader
 from train.views import open_view
 
-LENGTH, NUM_CHUNKS, NUM_SHARDS, BATCH, BATCHES = 2048, 8192, 4, 8, 200
+LENGTH, NUM_ROWS, CHUNKS_COLD, HUGE_SHARDS = 2048, 16384, 1200, 15_000
+COLD_SHARDS, COLD_CHUNKS = 32, 32_768  # 4 GB: more than the system reads ahead around one page
 
 
 def measure() -> list[Comparison]:
-    """Sequences a second at length 2,048, page cache warm, one process."""
+    """Sequences a second of one process on one core, page cache warm; cold; and what opening takes."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        _write_dataset(directory)
-        pack(directory, PackSettings(LENGTH))
-        flat = np.concatenate([np.load(tokens_path(directory, shard))[:-1] for shard in range(NUM_SHARDS)])
-        rows, order = flat.reshape(-1, LENGTH), np.random.default_rng(0).permutation(NUM_CHUNKS * NUM_SHARDS)
+        few, many, large = Path(name, "few"), Path(name, "many"), Path(name, "large")
+        for directory in (few, many, large):
+            directory.mkdir()
+        write_dataset(few, 4, 8192 * LENGTH)
+        write_dataset(many, 10_000, 16 * LENGTH)
+        write_dataset(large, COLD_SHARDS, COLD_CHUNKS * LENGTH)
+        pack(few, PackSettings(LENGTH))
+        results = [
+            *(_warm(f"read, batch {batch}", few, LENGTH, batch) for batch in (8, 32, 256)),
+            _warm("read at 65,536, batch 8", few, 65_536, 8),
+            _warm("read, batch 256, from 10,000 shards", many, LENGTH, 256),
+        ]
+        plain, packed, told = (
+            _reader(few, **options) for options in ({}, {"packing": "best-fit"}, {"document_mask": True})
+        )
+        for what, reader in (("packed", packed), ("with documents", told)):
+            against = f"read {what}, against plain"
+            results.append(compare(against, "sequences/s", NUM_ROWS, _reading(reader, 256), _reading(plain, 256)))
+        for reader in (plain, packed, told):
+            reader.close()
+        return [*results, _cold(large), _opening(few)]
+
+
+def _warm(what: str, directory: Path, length: int, batch: int) -> Comparison:
+    reader, count = _reader(directory, length, batch), NUM_ROWS * LENGTH // length // batch * batch
+    ids = np.memmap(tokens_path(directory, 0), np.uint16, "r", 128)
+    if directory.name == "many":  # the bare side has it easier: one file of the same size
+        ids = np.memmap(tokens_path(directory.with_name("few"), 0), np.uint16, "r", 128)
+    rows = np.asarray(ids[: len(ids) // length * length].reshape(-1, length))
+    order = np.random.default_rng(0).integers(0, len(rows), count)
+    narrow, wide = np.empty((batch, length), np.uint16), np.empty((batch, length), np.int64)
+
+    def bare() -> None:
+        for first in range(0, count, batch):
+            np.take(rows, order[first : first + batch], axis=0, out=narrow, mode="clip")
+            np.copyto(wide, narrow)
+
+    result = compare(what, "sequences/s", count, _reading(reader, batch, count), bare)
+    reader.close()
+    return result
+
+
+def _cold(directory: Path) -> Comparison:
+    """Rows that are on the disk alone, by the reader and by plain maps."""
+    order = np.random.default_rng(1).permutation(COLD_SHARDS * COLD_CHUNKS)[:CHUNKS_COLD]
+
+    def plain() -> None:
+        _forget(directory)
+        maps = [np.load(tokens_path(directory, shard), mmap_mode="r") for shard in range(COLD_SHARDS)]
+        for chunk in order.tolist():
+            shard, offset = divmod(chunk, COLD_CHUNKS)
+            maps[shard][offset * LENGTH : offset * LENGTH + LENGTH + 1].astype(np.int64)
+
+    def ours() -> None:
+        _forget(directory)
+        reader = _reader(directory, LENGTH, 20)
+        for position in range(0, CHUNKS_COLD, 20):
+            reader.fetch(position)
+        reader.close()
+
+    return compare("read from a cold disk, against plain maps", "sequences/s", CHUNKS_COLD, ours, plain, 3, 0)
+
+
+def _forget(directory: Path) -> None:
+    """Have the system drop what it keeps of the dataset's ids in memory; what is mapped would stay."""
+    gc.collect()
+    for path in sorted(directory.glob("0*.npy")):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def _opening(directory: Path) -> Comparison:
+    """Milliseconds from nothing to the cursor at any position of 10^12 tokens, against parsing the JSON alone."""
+    import json
+
+    huge = _huge(read_index(directory))
+    with tempfile.TemporaryDirectory() as name:
+        write_index(Path(name), huge)
+
+        def ours() -> None:
+            config = _config(LENGTH, 8)
+            reader = ChunkReader(
+                open_view(Path(name), read_index(Path(name)), config), config, 0, 1, torch.device("cpu")
+            )
+            reader.order.cursor(987_654_321)
+            reader.close()
 
         def bare() -> None:
-            for number in range(BATCHES):
-                rows[order[number * BATCH : (number + 1) * BATCH]].astype(np.int64)
+            json.loads((Path(name) / "index.json").read_bytes())
 
-        plain, packed = _reader(directory, None), _reader(directory, "best-fit")
-        results = [
-            compare("read", "sequences/s", BATCH * BATCHES, _reading(plain), bare),
-            compare("read packed, against plain", "sequences/s", BATCH * BATCHES, _reading(packed), _reading(plain)),
-        ]
-        plain.close()
-        packed.close()
-        return results
+        return compare("open 10^12 tokens, go to any position", "times/s", 1, ours, bare)
 
 
-def _reader(directory: Path, packing: str | None) -> ChunkReader:
-    config = RunConfig(data=DataConfig(sequence_length=LENGTH, global_batch=BATCH, packing=packing))
+def _huge(index: Index) -> Index:
+    tokens = 10**12 // HUGE_SHARDS
+    shard = replace(index.shards[0], num_tokens=tokens, num_chunks=tokens // LENGTH + 1, tokens_sha256="ab" * 32)
+    sources = [replace(index.sources[0], path=f"000_{number:05d}.parquet") for number in range(HUGE_SHARDS)]
+    return replace(index, sources=sources, shards=[replace(shard, source=i) for i in range(HUGE_SHARDS)])
+
+
+def _config(length: int, batch: int, **options: object) -> RunConfig:
+    data = DataConfig(sequence_length=length, global_batch=batch, **options)  # type: ignore[arg-type]
+    return RunConfig(model=ArgonneConfig(max_position_embeddings=length), data=data)
+
+
+def _reader(directory: Path, length: int = LENGTH, batch: int = 256, **options: object) -> ChunkReader:
+    config = _config(length, batch, **options)
     return ChunkReader(open_view(directory, read_index(directory), config), config, 0, 1, torch.device("cpu"))
 
 
-def _reading(reader: ChunkReader) -> Callable[[], None]:
+def _reading(reader: ChunkReader, batch: int, count: int = NUM_ROWS) -> Callable[[], None]:
     def read() -> None:
-        for number in range(BATCHES):
-            reader.fetch(number * BATCH)
+        for position in range(0, count, batch):
+            reader.fetch(position)
 
     return read
 
 
-def _write_dataset(directory: Path) -> None:
-    num_tokens = NUM_CHUNKS * LENGTH + 1
-    ids = np.random.default_rng(0).integers(0, 50257, stored_size(num_tokens, LENGTH)).astype("<u2")
-    bounds = np.cumsum([0, *document_sizes(num_tokens // 800, seed=0)]).astype(OFFSET_DTYPE)
-    offsets = np.append(bounds[bounds < num_tokens - 1], np.array([num_tokens], OFFSET_DTYPE))
-    rows = {"num_rows": len(offsets) - 1, "num_documents": len(offsets) - 1, "num_null": 0, "num_empty": 0}
-    shards = []
-    for number in range(NUM_SHARDS):
-        np.save(tokens_path(directory, number), ids)
-        checksum = write_array(documents_path(directory, number), offsets)
-        sizes = {"num_tokens": num_tokens, "num_chunks": num_chunks(num_tokens, LENGTH), "num_padding": 0}
-        shards.append(
-            Shard(0, 0, 1, 0, **rows, text_bytes=num_tokens, **sizes, tokens_sha256="", documents_sha256=checksum)
-        )
-    tokenizer = TokenizerIdentity("", 50257, "<|endoftext|>", 50256, [])
-    sources = [Source("synthetic", 0, 1, "")]
-    write_index(directory, Index(FORMAT, VERSION, LENGTH, "uint16", "text", 0, tokenizer, sources, shards))
+def main() -> None:
+    """Measure reading alone and print each figure, with the memory that all of it took."""
+    import resource
+
+    began = time.perf_counter()
+    for comparison in measure():
+        print(*comparison.row(), sep="  ", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{time.perf_counter() - began:.0f} s, peak memory {peak:,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
