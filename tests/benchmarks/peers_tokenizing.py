@@ -11,9 +11,7 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import tempfile
-import venv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shared.format import read_index
+from tests.benchmarks.environments import make_environment
 from tests.benchmarks.measure import take_turns
 from tests.benchmarks.tokenizing import find_input, size_mb
 
@@ -67,8 +66,8 @@ def main(folder: Path | None = None, files: int | None = None, rounds: int = 2) 
 
 
 def _sides(folder: Path, directory: Path, data: Path, tokenizer: Path) -> list[Side]:
-    datatrove, dolma = _environment(folder / "datatrove", DATATROVE), _environment(folder / "dolma", DOLMA)
-    megatron = _environment(folder / "megatron", MEGATRON, with_ours=True)
+    datatrove, dolma = make_environment(folder / "datatrove", DATATROVE), make_environment(folder / "dolma", DOLMA)
+    megatron = make_environment(folder / "megatron", MEGATRON, with_ours=True)
     jsonl, old_tokenizer = _as_jsonl(data, directory / "text.jsonl"), _old_style(tokenizer, directory / "old.json")
     end = json.loads(tokenizer.read_bytes())["added_tokens"][0]["id"]
     ours = (sys.executable, "-m", "preprocess", "tokenize", "--workers", 1, "--tokenizer", tokenizer, data)
@@ -104,22 +103,6 @@ def _run(side: Side, out: Path) -> None:
     done = subprocess.run([*map(str, side.command(out))], cwd=HERE.parents[1], capture_output=True, check=False)
     if done.returncode:
         sys.exit(f"{side.name} failed:\n{done.stdout.decode()}{done.stderr.decode()}")
-
-
-def _environment(directory: Path, requirements: Sequence[str], *, with_ours: bool = False) -> Path:
-    """Where the programs of an environment with `requirements` are; made if it is not there.
-
-    With `ours` it sees the packages of this one, and nothing that the requirements ask for is installed.
-    """
-    if not (directory / "done").exists():
-        print(f"installing {requirements[0]}", flush=True)
-        venv.create(directory, with_pip=True, clear=True)
-        pip = (directory / "bin/python", "-m", "pip", "install", "--quiet", "--only-binary", ":all:")
-        subprocess.run([*map(str, (*pip, *requirements, *(["--no-deps"] if with_ours else [])))], check=True)
-        if with_ours:
-            (next(directory.glob("lib/*/site-packages")) / "ours.pth").write_text(sysconfig.get_path("purelib"))
-        (directory / "done").touch()
-    return directory / "bin"
 
 
 def _first_files(data: Path, directory: Path, count: int | None) -> Path:
