@@ -16,11 +16,12 @@ from shared.storage import LOCK_NAME, read_sealed, written_name
 from train.architecture import at_least
 from train.config import RunConfig
 from train.data import reading_order
-from train.layout import Layout, lay_out, stage_bytes
+from train.layout import Layout, lay_out
+from train.memory import stage_bytes
 from train.views import View, open_validation, open_view
 
 RUN_NAME = "run.json"
-CHANGEABLE = {"strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every"}
+CHANGEABLE = {"strategy", "pipeline", "fsdp", "checkpoint", "training.microbatch", "training.validate_every"}
 """What of a recipe may differ when a run is continued: nothing that its losses depend on."""
 
 

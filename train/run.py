@@ -73,7 +73,8 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progr
         stop=stop,
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
-    log.event("start", step=progress.step, layout=str(prepared.layout), dataset=prepared.index.fingerprint[:12])
+    where = {"step": progress.step, "layout": str(prepared.layout), "dataset": prepared.index.fingerprint[:12]}
+    log.event("start", **where, **strategy.facts())
     try:
         progress = train(parts, progress, prepared.last_step)
     finally:

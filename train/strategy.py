@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from train.config import RunConfig
@@ -15,14 +16,15 @@ from train.layout import Layout
 from train.model import ArgonneModel
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+MESH_AXES = ("stage", "replicate", "shard")
 
 
 class Strategy(Protocol):
     """A model spread over ranks. Every rank calls every method, in the same order."""
 
     @property
-    def model(self) -> ArgonneModel:
-        """What this rank holds of the model."""
+    def model(self) -> nn.Module:
+        """What this rank holds of the model, under the names of the whole model."""
 
     @property
     def dp_rank(self) -> int:
@@ -41,6 +43,12 @@ class Strategy(Protocol):
     def clip_grad_norm(self, max_norm: float) -> Tensor:
         """Norm of the whole model's gradient, which is scaled down to `max_norm` where it is larger."""
 
+    def step_metrics(self) -> dict[str, float]:
+        """What is known of the last forward_backward beside its loss; call it when the device has done the step."""
+
+    def facts(self) -> dict[str, Any]:
+        """What this start of the run has found out about its device and decided by it."""
+
 
 def build_strategy(config: RunConfig, layout: Layout, device: torch.device) -> Strategy:
     """The strategy that `config` names, with its weights initialized. Every rank must call it."""
@@ -55,6 +63,17 @@ def materialize(model: ArgonneModel, config: RunConfig, device: torch.device) ->
     """Give a model built on the meta device its storage on `device` and its initial weights."""
     model.to_empty(device=device)
     model.initialize(config.training.seed)
+
+
+def build_mesh(layout: Layout, device: torch.device) -> DeviceMesh:
+    """All ranks by pipeline stage, copy of the weights and shard of the copy. Every rank must call it."""
+    shape = (layout.num_stages, layout.replicas, layout.shards)
+    return init_device_mesh(device.type, shape, mesh_dim_names=MESH_AXES)
+
+
+def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """The ranks that hold the same part of the model, along one axis. Every rank must call it."""
+    return mesh["replicate", "shard"]._flatten("data")
 
 
 def precision_context(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:
@@ -80,14 +99,18 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: f
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for parameter in parameters:
         if parameter.grad is not None:
-            _local(parameter.grad).mul_(scale)
+            local(parameter.grad).mul_(scale)
 
 
 def squared_norm(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
-    """Sum of the squares of the gradients' elements that this rank holds, in fp32."""
-    squares = [_local(p.grad).float().square().sum() for p in parameters if p.grad is not None]
-    return torch.stack(squares).sum() if squares else torch.zeros((), device=device)
+    """Sum of the squares of the gradients' elements that this rank holds.
+
+    Each gradient's in fp32, their sum in fp64: so fine that it does not tell which ranks hold which parameters.
+    """
+    squares = [local(p.grad).float().square().sum() for p in parameters if p.grad is not None]
+    return torch.stack(squares).double().sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
 
 
-def _local(gradient: Tensor) -> Tensor:
+def local(gradient: Tensor) -> Tensor:
+    """What this rank holds of a gradient."""
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
