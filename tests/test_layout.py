@@ -125,18 +125,6 @@ def test_a_layout_says_what_it_is(layout, text):
         ),
         (
             4,
-            {
-                **TWO_STAGES,
-                **SMALL,
-                **SHARDED,
-                "pipeline__schedule": "zero-bubble",
-                "fsdp__reshard_after_forward": True,
-            },
-            "pipeline.schedule zero-bubble needs gathered weights between a forward pass and the gradients of the "
-            "weights: leave fsdp.reshard_after_forward out, or take another schedule",
-        ),
-        (
-            4,
             {**SMALL, "fsdp__shard_size": 3},
             "fsdp.shard_size 3 does not divide the 4 data-parallel ranks: one of 1, 2, 4 does",
         ),

@@ -30,11 +30,6 @@ def require_schedulable(config: RunConfig, stages: int, dp_size: int, microbatch
             f"pipeline.stages_per_rank {parts} needs at least 2 pipeline stages, there is 1: raise NPROC or "
             "pipeline.stages, or take pipeline.schedule 1f1b with 1"
         )
-    if schedule == "zero-bubble" and config.pipeline.data_parallel == "sharded" and config.fsdp.reshard_after_forward:
-        raise ConfigError(
-            "pipeline.schedule zero-bubble needs gathered weights between a forward pass and the gradients of the "
-            "weights: leave fsdp.reshard_after_forward out, or take another schedule"
-        )
     if stages * parts > layers:
         raise ConfigError(_too_many(stages, parts, layers))
     if microbatches < stages or (schedule != "1f1b" and microbatches % _rounds(stages, microbatches)):

@@ -106,13 +106,13 @@ class CheckpointConfig:
 class FullyShardedConfig:
     """How weights are sharded: by the fsdp strategy, and in a pipeline with data_parallel = "sharded"."""
 
-    reshard_after_forward: bool | None = None
-    """Give a block's gathered weights back after its forward pass. False: keep them until the end of a step, gather
-    them once. None: False in a pipeline, else True."""
+    reshard_after_forward: bool = True
+    """Give a block's gathered weights back after its forward pass. False: keep them until the end of the step, so that
+    they are gathered once; a pipeline always does."""
     shard_size: int | None = None
     """Ranks that share one copy of the weights, say those of a node; copies are replicated. None: all ranks."""
     prefetch: int = 1
-    """Blocks whose weights are gathered ahead of the one that computes."""
+    """Blocks whose weights are gathered ahead of the one that computes, where they were given back."""
 
     def __post_init__(self) -> None:
         at_least("fsdp.prefetch", self.prefetch, 0)

@@ -15,13 +15,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from train.building import build_model
 from train.config import RunConfig
 from train.data import Batch
+from train.grid import Grid
 from train.layout import Layout
 from train.model import ArgonneModel
 from train.strategy import (
     PRECISIONS,
-    build_mesh,
     clip_gradients,
-    data_mesh,
     evaluating,
     materialize,
     precision_context,
@@ -32,15 +31,12 @@ from train.strategy import (
 class FullyShardedStrategy:
     """`fully_shard` on each block, then on the rest. One rank is the plain case of it."""
 
-    def __init__(self, config: RunConfig, layout: Layout, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, layout: Layout, device: torch.device, grid: Grid) -> None:
         self.config, self.layout, self.device = config, layout, device
-        mesh = build_mesh(layout, device)
-        data = data_mesh(mesh)
-        self.dp_rank, self.dp_group = data.get_local_rank(), data.get_group()
-        self.shard_group = mesh.get_group("shard")
+        self.dp_rank, self.dp_group, self.shard_group = grid.dp_rank, grid.dp_group, grid.shard_group
         self.model = build_model(config)
-        self.reshards = config.fsdp.reshard_after_forward is not False
-        self.sharded = shard(self.model, mesh, config, self.reshards)
+        self.reshards = config.fsdp.reshard_after_forward
+        self.sharded = shard(self.model, grid.weights, config, self.reshards)
         materialize(self.model, config, device)
 
     def forward_backward(self, batch: Batch) -> Tensor:
@@ -90,13 +86,12 @@ class FullyShardedStrategy:
             return loss
 
 
-def shard(model: ArgonneModel, mesh: DeviceMesh, config: RunConfig, reshards: bool) -> FSDPModule:
-    """`model` with its weights spread over the mesh's shards, a block at a time, and copied over its replicas.
+def shard(model: ArgonneModel, weights: DeviceMesh, config: RunConfig, reshards: bool) -> FSDPModule:
+    """`model`, a block at a time, spread over the last axis of a mesh and copied over the one before it.
 
     In bf16 blocks are gathered in that precision, which halves the bytes; their gradients are added up in fp32, and
     everything outside of the matrix products stays fp32, as without sharding.
     """
-    weights = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
     dtype = PRECISIONS[config.training.precision]
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32, cast_forward_inputs=False)
     blocks = list(model.blocks.values())

@@ -1,11 +1,13 @@
 """Pure: the bytes that a rank holds of weights, gradients, optimizer state and activations."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from train.bubble import held_parts
 from train.config import RunConfig
 from train.layout import Layout, block_parameters, num_parameters
 from train.split import computed_costs, split_layers
+from train.traffic import block_shapes, end_shapes, padded
 
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments of AdamW
 Checkpointing = Literal["none", "full"]
@@ -40,7 +42,16 @@ def stage_parameters(config: RunConfig, layout: Layout) -> list[int]:
     return parameters
 
 
-def activation_bytes(config: RunConfig, layout: Layout, parts: list[range]) -> list[int]:
+def state_bytes(config: RunConfig, layout: Layout, parts: Sequence[range], stage: int) -> int:
+    """Bytes of weights, gradients and optimizer state on the first rank of a stage, for layers split into `parts`."""
+    shapes = []
+    for number in range(stage, layout.num_parts, layout.num_stages):
+        shapes += block_shapes(config.model) * len(parts[number])
+        shapes += end_shapes(config.model, is_first=number == 0, is_last=number == layout.num_parts - 1)
+    return padded(shapes, layout.shards) // layout.shards * BYTES_PER_PARAMETER
+
+
+def activation_bytes(config: RunConfig, layout: Layout, parts: Sequence[range]) -> list[int]:
     """Bytes that autograd keeps on a rank of each stage at its peak, for layers split into `parts`.
 
     Without a pipeline that is one microbatch; a stage of a pipeline holds as many as its schedule has under way.
@@ -52,7 +63,7 @@ def activation_bytes(config: RunConfig, layout: Layout, parts: list[range]) -> l
             held = held_parts(config.pipeline.schedule, layout.num_stages, layout.parts, layout.microbatches, stage)
         layers = sum(len(layers) for layers in parts[stage :: layout.num_stages])
         blocks = layers * block_activation_bytes(config)
-        ends = (stage == 0) * embedding_activation_bytes(config)
+        ends = (stage == 0) * embedding_activation_bytes(config) + layout.parts * rotary_bytes(config)
         sizes.append(held * (blocks + ends) // layout.parts)
     sizes[-1] += head_activation_bytes(config)  # the backward pass of the last part follows its forward pass at once
     return sizes
@@ -66,7 +77,13 @@ def block_activation_bytes(config: RunConfig, checkpointing: Checkpointing | Non
     width, kv_width = model.hidden_size, model.kv_heads * model.head_dim
     narrow = 4 if config.training.precision == "fp32" else 2  # bytes of what matrix products read
     normed = 2 * 4 * width + 4 + narrow * width  # a norm's input, scaled input and scale in fp32; its output
-    attention = narrow * (2 * width + 2 * kv_width) + 4 * model.num_attention_heads  # q, k, v, gathered; log-sums
+    if narrow == 2:
+        normed, copies = normed - narrow * width, 5 * narrow * width  # each matrix product casts its input for itself
+    else:
+        copies = 0
+    attention = (
+        copies + narrow * (2 * width + 2 * kv_width) + 4 * model.num_attention_heads
+    )  # q, k, v, gathered; log-sums
     if not model.use_flash_attention:
         attention += 4 * model.num_attention_heads * config.data.sequence_length
     each = 4 * width if checkpointing == "full" else 2 * normed + attention + narrow * 4 * model.feed_forward
@@ -76,6 +93,11 @@ def block_activation_bytes(config: RunConfig, checkpointing: Checkpointing | Non
 def embedding_activation_bytes(config: RunConfig) -> int:
     """The ids."""
     return _tokens(config) * 8
+
+
+def rotary_bytes(config: RunConfig) -> int:
+    """Of the cosines and sines that the blocks of a part share."""
+    return 2 * 4 * config.data.sequence_length * config.model.head_dim
 
 
 def head_activation_bytes(config: RunConfig) -> int:

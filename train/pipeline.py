@@ -19,13 +19,12 @@ from train.config import RunConfig
 from train.costs import choose_split
 from train.data import Batch
 from train.fsdp import reshard, shard
+from train.grid import Grid
 from train.layout import Layout
 from train.model import EMBEDDING, ArgonneModel, Part
 from train.stage import Stage, Stopwatch
 from train.strategy import (
-    build_mesh,
     clip_gradients,
-    data_mesh,
     evaluating,
     local,
     materialize,
@@ -43,20 +42,17 @@ SCHEDULES: dict[str, Callable[..., Any]] = {
 class PipelineStrategy:
     """`torch.distributed.pipelining` over stages split by cost."""
 
-    def __init__(self, config: RunConfig, layout: Layout, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, layout: Layout, device: torch.device, grid: Grid) -> None:
         self.config, self.layout, self.device = config, layout, device
-        mesh = build_mesh(layout, device)
-        data = data_mesh(mesh)
-        self.dp_rank, self.dp_group = data.get_local_rank(), data.get_group()
-        self.stage_group, self.shard_group = mesh.get_group("stage"), mesh.get_group("shard")
+        self.dp_rank, self.dp_group = grid.dp_rank, grid.dp_group
+        self.stage_group, self.shard_group = grid.stage_group, grid.shard_group
         self.is_sharded = layout.shards > 1
-        self.tied_group = _tied_group(config, mesh)
+        self.tied_group = grid.ends_group if config.model.tie_word_embeddings else None
         self.stopwatch, self.step_clock = Stopwatch(device), Stopwatch(device)
 
         self.split, self.costs = choose_split(config, layout, device)
-        stage = mesh.get_local_rank("stage")
-        numbers = range(stage, layout.num_parts, layout.num_stages)
-        self.parts = [self._build_part(number, mesh) for number in numbers]
+        numbers = range(grid.stage, layout.num_parts, layout.num_stages)
+        self.parts = [self._build_part(number, grid.weights) for number in numbers]
         self.model = _merged(self.parts)
         if config.pipeline.schedule == "zero-bubble":
             torch._functorch.config.donated_buffer = (
@@ -109,11 +105,11 @@ class PipelineStrategy:
         """See Strategy."""
         return {"layers": [[part.start, part.stop] for part in self.split], **vars(self.costs)}
 
-    def _build_part(self, number: int, mesh: DeviceMesh) -> ArgonneModel:
+    def _build_part(self, number: int, weights: DeviceMesh) -> ArgonneModel:
         is_last = number == self.layout.num_parts - 1
         model = build_model(self.config, Part(self.split[number], number == 0, is_last))
         if self.is_sharded:
-            shard(model, mesh, self.config, reshards=self.config.fsdp.reshard_after_forward is True)
+            shard(model, weights, self.config, reshards=False)  # the gradients of weights come at any later time
         materialize(model, self.config, self.device)
         return model
 
@@ -184,14 +180,6 @@ class PipelineStrategy:
         """Parameters that no earlier stage holds: a tied head's weight counts on the first stage."""
         is_copy = self.tied_group is not None and not self.parts[0].part.is_first
         return [p for name, p in self.model.named_parameters() if not (is_copy and name == EMBEDDING)]
-
-
-def _tied_group(config: RunConfig, mesh: DeviceMesh) -> dist.ProcessGroup | None:
-    """The first and the last stage of this rank's pipeline, if they share a weight; every rank must call it."""
-    if not config.model.tie_word_embeddings or mesh["stage"].size() == 1:
-        return None
-    ends = DeviceMesh(mesh.device_type, mesh.mesh[[0, -1]], mesh_dim_names=("end", "replicate", "shard"))
-    return ends.get_group("end") if ends.get_coordinate() is not None else None
 
 
 def _merged(parts: list[ArgonneModel]) -> nn.Module:

@@ -7,16 +7,15 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from train.config import RunConfig
 from train.data import Batch
+from train.grid import Grid
 from train.layout import Layout
 from train.model import ArgonneModel
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
-MESH_AXES = ("stage", "replicate", "shard")
 
 
 class Strategy(Protocol):
@@ -56,24 +55,13 @@ def build_strategy(config: RunConfig, layout: Layout, device: torch.device) -> S
     from train.pipeline import PipelineStrategy
 
     strategies: dict[str, Callable[..., Strategy]] = {"fsdp": FullyShardedStrategy, "pipeline": PipelineStrategy}
-    return strategies[config.strategy](config, layout, device)
+    return strategies[config.strategy](config, layout, device, Grid(layout, device))
 
 
 def materialize(model: ArgonneModel, config: RunConfig, device: torch.device) -> None:
     """Give a model built on the meta device its storage on `device` and its initial weights."""
     model.to_empty(device=device)
     model.initialize(config.training.seed)
-
-
-def build_mesh(layout: Layout, device: torch.device) -> DeviceMesh:
-    """All ranks by pipeline stage, copy of the weights and shard of the copy. Every rank must call it."""
-    shape = (layout.num_stages, layout.replicas, layout.shards)
-    return init_device_mesh(device.type, shape, mesh_dim_names=MESH_AXES)
-
-
-def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """The ranks that hold the same part of the model, along one axis. Every rank must call it."""
-    return mesh["replicate", "shard"]._flatten("data")
 
 
 def precision_context(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:
