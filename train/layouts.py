@@ -63,10 +63,10 @@ def check(config: RunConfig, layout: Layout, microbatches: int) -> Checked:
     driven = replace(layout, microbatches=min(layout.microbatches, max(microbatches, layout.num_stages)))
     held = activation_bytes(config, driven, parts)
     seen = [drive(config, driven, stage) for stage in range(layout.num_stages)]
-    differences = [
+    apart = [
         difference
         for stage, found in enumerate(seen)
-        for difference in _differences(
+        for difference in differences(
             stage,
             found,
             Seen(step_traffic(config, driven, parts, stage), state_bytes(config, driven, parts, stage), held[stage]),
@@ -77,11 +77,11 @@ def check(config: RunConfig, layout: Layout, microbatches: int) -> Checked:
         max(step_traffic(config, layout, parts, stage).total() for stage in range(layout.num_stages)),
         max(found.state_bytes for found in seen),
         max(found.activation_bytes for found in seen),
-        differences,
+        apart,
     )
 
 
-def _differences(stage: int, found: Seen, formula: Seen) -> Iterator[str]:
+def differences(stage: int, found: Seen, formula: Seen) -> Iterator[str]:
     """Bytes must be the same; what autograd keeps within a tenth."""
     if found.traffic != formula.traffic:
         yield f"stage {stage} sends {_bytes(found.traffic)}, formula {_bytes(formula.traffic)}"

@@ -64,7 +64,7 @@ def activation_bytes(config: RunConfig, layout: Layout, parts: Sequence[range]) 
         layers = sum(len(layers) for layers in parts[stage :: layout.num_stages])
         blocks = layers * block_activation_bytes(config)
         ends = (stage == 0) * embedding_activation_bytes(config) + layout.parts * rotary_bytes(config)
-        sizes.append(held * (blocks + ends) // layout.parts)
+        sizes.append(held * (blocks + ends) // layout.parts + layers * _cast_bytes(config, layout))
     sizes[-1] += head_activation_bytes(config)  # the backward pass of the last part follows its forward pass at once
     return sizes
 
@@ -95,16 +95,24 @@ def embedding_activation_bytes(config: RunConfig) -> int:
     return _tokens(config) * 8
 
 
+def _cast_bytes(config: RunConfig, layout: Layout) -> int:
+    """Of a block's weights in bf16, where they are cast and not gathered in it, until the end of the step."""
+    is_gathered = config.strategy == "fsdp" or layout.shards > 1
+    is_cast = config.training.precision == "bf16" and not config.model.use_gradient_checkpointing and not is_gathered
+    return 2 * block_parameters(config.model) if is_cast else 0
+
+
 def rotary_bytes(config: RunConfig) -> int:
     """Of the cosines and sines that the blocks of a part share."""
     return 2 * 4 * config.data.sequence_length * config.model.head_dim
 
 
 def head_activation_bytes(config: RunConfig) -> int:
-    """Of the last norm, the head and the loss: what the norm keeps, log-probabilities and targets."""
+    """Of the last norm, the head and the loss: what the norm keeps, log-probabilities, targets, the weight in bf16."""
     narrow = 4 if config.training.precision == "fp32" else 2
     each = 2 * 4 * config.model.hidden_size + 4 + narrow * config.model.hidden_size + 4 * config.model.vocab + 8
-    return _tokens(config) * each
+    cast = 0 if config.training.precision == "fp32" else 2 * config.model.vocab * config.model.hidden_size
+    return _tokens(config) * each + cast
 
 
 def _tokens(config: RunConfig) -> int:
