@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +17,15 @@ from shared.config import unstructure
 from shared.format import read_index
 from tests.helpers import REPOSITORY
 from train.architecture import ArgonneConfig
-from train.config import CheckpointConfig, DataConfig, OptimizerConfig, PipelineConfig, RunConfig, TrainingConfig
+from train.config import (
+    CheckpointConfig,
+    DataConfig,
+    FullyShardedConfig,
+    OptimizerConfig,
+    PipelineConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from train.data import ChunkReader
 from train.metrics import read_metrics
 from train.model import ArgonneModel
@@ -34,18 +42,31 @@ class Layout:
     name: str
     num_processes: int
     strategy: str
-    stages: int | None = None
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    fsdp: FullyShardedConfig = field(default_factory=FullyShardedConfig)
 
 
-LAYOUTS = [
+PLAIN = [
     Layout("fsdp1", 1, "fsdp"),
     Layout("fsdp2", 2, "fsdp"),
     Layout("pipeline1", 1, "pipeline"),
     Layout("pipeline2", 2, "pipeline"),
     Layout("pipeline4", 4, "pipeline"),
-    Layout("pipeline2x2", 4, "pipeline", 2),
+    Layout("pipeline2x2", 4, "pipeline", PipelineConfig(2)),
 ]
+OTHERS = [
+    Layout("interleaved2", 2, "pipeline", PipelineConfig(schedule="interleaved-1f1b")),
+    Layout("zero-bubble2", 2, "pipeline", PipelineConfig(schedule="zero-bubble")),
+    Layout("zero-bubble2-parts", 2, "pipeline", PipelineConfig(schedule="zero-bubble", stages_per_rank=2)),
+    Layout("sharded2x2", 4, "pipeline", PipelineConfig(2, data_parallel="sharded")),
+    Layout("sharded-zero-bubble2x2", 4, "pipeline", PipelineConfig(2, "zero-bubble", data_parallel="sharded")),
+    Layout("hybrid2x2", 4, "fsdp", fsdp=FullyShardedConfig(shard_size=2, reshard_after_forward=False)),
+]
+LAYOUTS = [*PLAIN, *OTHERS]
 NAMES = [layout.name for layout in LAYOUTS]
+FSDP2 = PLAIN[1]
+PAIRS = [pair for pair in product(PLAIN, PLAIN) if pair[0] != pair[1]]
+PAIRS += [pair for other in OTHERS for pair in ((other, FSDP2), (FSDP2, other))]
 TIED = {"tied": True, "untied": False}
 
 
@@ -67,7 +88,7 @@ def recipe(tied: bool) -> RunConfig:
 
 
 def job(config: RunConfig, layout: Layout, tokens: Path, run: Path, stop_step: int | None = None) -> dict:
-    config = replace(config, strategy=layout.strategy, pipeline=PipelineConfig(layout.stages))
+    config = replace(config, strategy=layout.strategy, pipeline=layout.pipeline, fsdp=layout.fsdp)
     return {"config": unstructure(config), "tokens": str(tokens), "run": str(run), "stop_step": stop_step}
 
 
@@ -103,12 +124,12 @@ def runs(small_tokens, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def continued(runs, small_tokens, tmp_path_factory) -> Path:
-    """For every pair of layouts, one step under the second from the checkpoint that the first left at SAVED_STEP."""
+    """For each of PAIRS, one step under the second from the checkpoint that the first left at SAVED_STEP."""
     directory = tmp_path_factory.mktemp("continued")
     for size in (1, 2, 4):
         jobs = []
-        for (before, after), head in product(product(LAYOUTS, LAYOUTS), TIED):
-            if after.num_processes == size and before != after:
+        for (before, after), head in product(PAIRS, TIED):
+            if after.num_processes == size:
                 run = directory / f"{before.name}-{after.name}-{head}"
                 shutil.copytree(runs / f"{before.name}-{head}", run)
                 shutil.rmtree(run / "checkpoints" / f"step-{STEPS:08d}")
@@ -177,7 +198,7 @@ def test_every_layout_sees_the_same_data_and_validates_alike(head, runs):
 
 
 @pytest.mark.parametrize("head", TIED)
-@pytest.mark.parametrize(("before", "after"), [pair for pair in product(NAMES, NAMES) if pair[0] != pair[1]])
+@pytest.mark.parametrize(("before", "after"), [(before.name, after.name) for before, after in PAIRS])
 @pytest.mark.timeout(900)
 def test_a_checkpoint_of_each_layout_continues_under_each_other(before, after, head, continued, plain, runs):
     record = read_metrics(continued / f"{before}-{after}-{head}")[SAVED_STEP]

@@ -1,39 +1,39 @@
-from itertools import combinations, pairwise
-
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.errors import ConfigError
 from tests.train_helpers import architecture, lively_model, recipe, some_ids
-from train.layout import (
-    BYTES_PER_PARAMETER,
-    Layout,
-    block_parameters,
-    flops_per_token,
-    lay_out,
-    num_parameters,
-    split_layers,
-    stage_bytes,
-)
+from train.layout import Layout, block_parameters, flops_per_token, lay_out
 from train.model import ArgonneModel, token_loss, visible
 
 # ranks as a grid
+
+SMALL = {"training__microbatch": 1}
+TWO_STAGES = {"strategy": "pipeline", "pipeline__stages": 2}
+ODD = {"data__global_batch": 5, "data__validation_chunks": 0}
+SHARDED = {"pipeline__data_parallel": "sharded"}
+INTERLEAVED = {"pipeline__schedule": "interleaved-1f1b", "model__num_hidden_layers": 6}
 
 
 @pytest.mark.parametrize(
     ("world_size", "changes", "layout"),
     [
-        (1, {}, Layout("fsdp", 1, 1, 2)),  # a global batch of 4 in microbatches of 2
-        (2, {}, Layout("fsdp", 1, 2, 1)),
-        (1, {"training__microbatch": 4}, Layout("fsdp", 1, 1, 1)),
-        (1, {"strategy": "pipeline"}, Layout("pipeline", 1, 1, 2)),
-        (2, {"strategy": "pipeline"}, Layout("pipeline", 2, 1, 2)),
-        (4, {"strategy": "pipeline", "pipeline__stages": 2, "training__microbatch": 1}, Layout("pipeline", 2, 2, 2)),
-        (4, {"strategy": "pipeline", "pipeline__stages": 1, "training__microbatch": 1}, Layout("pipeline", 1, 4, 1)),
-        (2, {"pipeline__stages": 2}, Layout("fsdp", 1, 2, 1)),  # fsdp has no stages
+        (1, {}, Layout("fsdp", 1, 1, 1, 2)),  # a global batch of 4 in microbatches of 2
+        (2, {}, Layout("fsdp", 1, 1, 2, 1)),
+        (1, {"training__microbatch": 4}, Layout("fsdp", 1, 1, 1, 1)),
+        (4, {**SMALL, "fsdp__shard_size": 2}, Layout("fsdp", 1, 2, 2, 1)),
+        (4, {**SMALL, "fsdp__shard_size": 1}, Layout("fsdp", 1, 4, 1, 1)),
+        (1, {"strategy": "pipeline"}, Layout("pipeline", 1, 1, 1, 2)),
+        (2, {"strategy": "pipeline"}, Layout("pipeline", 2, 1, 1, 2)),
+        (4, {**TWO_STAGES, **SMALL}, Layout("pipeline", 2, 2, 1, 2)),
+        (4, {**TWO_STAGES, **SMALL, "pipeline__stages": 1}, Layout("pipeline", 1, 4, 1, 1)),
+        (4, {**TWO_STAGES, **SMALL, **SHARDED}, Layout("pipeline", 2, 1, 2, 2)),
+        (4, {**TWO_STAGES, **SMALL, **SHARDED, "fsdp__shard_size": 1}, Layout("pipeline", 2, 2, 1, 2)),
+        (2, {**TWO_STAGES, **INTERLEAVED}, Layout("pipeline", 2, 1, 1, 2, parts=2)),
+        (2, {**TWO_STAGES, **INTERLEAVED, "pipeline__stages_per_rank": 3}, Layout("pipeline", 2, 1, 1, 2, parts=3)),
+        (2, {**TWO_STAGES, "pipeline__schedule": "zero-bubble"}, Layout("pipeline", 2, 1, 1, 2)),
+        (2, {"pipeline__stages": 2}, Layout("fsdp", 1, 1, 2, 1)),  # fsdp has no stages
     ],
 )
 def test_the_ranks_make_a_grid_of_stages_and_data(world_size, changes, layout):
@@ -43,8 +43,13 @@ def test_the_ranks_make_a_grid_of_stages_and_data(world_size, changes, layout):
 @pytest.mark.parametrize(
     ("layout", "text"),
     [
-        (Layout("fsdp", 1, 2, 3), "fsdp over 2 ranks, 3 microbatches"),
-        (Layout("pipeline", 4, 2, 8), "pipeline of 4 stages x 2 data-parallel, 8 microbatches"),
+        (Layout("fsdp", 1, 1, 2, 3), "fsdp over 2 ranks, 3 microbatches"),
+        (Layout("fsdp", 1, 4, 2, 3), "fsdp over 4 copies of 2 shards, 3 microbatches"),
+        (Layout("pipeline", 4, 2, 1, 8), "pipeline of 4 stages x 2 data-parallel, 8 microbatches"),
+        (
+            Layout("pipeline", 4, 2, 3, 8, 2),
+            "pipeline of 4 stages of 2 parts x 6 data-parallel in 3 shards, 8 microbatches",
+        ),
     ],
 )
 def test_a_layout_says_what_it_is(layout, text):
@@ -58,7 +63,7 @@ def test_a_layout_says_what_it_is(layout, text):
         (-1, {}, "NPROC -1 is too small: at least 1 is wanted"),
         (
             3,
-            {"strategy": "pipeline"},
+            {"strategy": "pipeline", "training__microbatch": 1},
             "3 pipeline stages are too many for model.num_hidden_layers 2: set --pipeline.stages to at most that",
         ),
         (
@@ -80,96 +85,54 @@ def test_a_layout_says_what_it_is(layout, text):
         (
             2,
             {"strategy": "pipeline", "training__microbatch": 4},
-            r"1 microbatches cannot fill 2 pipeline stages \(1F1B needs at least one for each\): lower "
+            r"1 microbatches cannot fill 2 pipeline stages \(1f1b needs at least one for each\): lower "
             "training.microbatch 4 or raise data.global_batch 4",
+        ),
+        (
+            2,
+            {**TWO_STAGES, **INTERLEAVED, "training__microbatch": 4},
+            r"1 microbatches cannot fill 2 pipeline stages \(interleaved-1f1b needs at least one for each\)",
+        ),
+        (
+            2,
+            {**TWO_STAGES, "pipeline__schedule": "zero-bubble", **ODD, "training__microbatch": 1},
+            "5 microbatches do not divide into 2 equal rounds for 2 pipeline stages, as pipeline.schedule zero-bubble "
+            "wants: 4 do, with data.global_batch 4",
+        ),
+        (
+            2,
+            {**TWO_STAGES, "pipeline__stages_per_rank": 2},
+            "pipeline.schedule 1f1b has one part of the model on a rank, pipeline.stages_per_rank is 2: set it to 1, "
+            "or take interleaved-1f1b or zero-bubble",
+        ),
+        (
+            2,
+            {**TWO_STAGES, **INTERLEAVED, "pipeline__stages_per_rank": 1},
+            "pipeline.schedule interleaved-1f1b with pipeline.stages_per_rank 1 is 1f1b: set that to 2 or more, or "
+            "take 1f1b or zero-bubble",
+        ),
+        (
+            1,
+            {**TWO_STAGES, **INTERLEAVED, "pipeline__stages": 1},
+            "pipeline.stages_per_rank 2 needs at least 2 pipeline stages, there is 1: raise NPROC or pipeline.stages, "
+            "or take pipeline.schedule 1f1b with 1",
+        ),
+        (
+            2,
+            {**TWO_STAGES, **INTERLEAVED, "model__num_hidden_layers": 3},
+            "2 pipeline stages of 2 parts are too many for model.num_hidden_layers 3: set pipeline.stages_per_rank to "
+            "at most 1, or pipeline.stages to at most 1",
+        ),
+        (
+            4,
+            {**SMALL, "fsdp__shard_size": 3},
+            "fsdp.shard_size 3 does not divide the 4 data-parallel ranks: one of 1, 2, 4 does",
         ),
     ],
 )
 def test_ranks_that_do_not_divide_are_refused(world_size, changes, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         lay_out(recipe(**changes), world_size)
-
-
-# layers to stages
-
-
-def stage_costs(config, stages, length):
-    """The plain way: multiplications of each stage for one token."""
-    block = block_parameters(config) + config.hidden_size * length
-    costs = [block * len(layers) for layers in stages]
-    costs[0] += config.hidden_size
-    costs[-1] += config.vocab * config.hidden_size
-    return costs
-
-
-def all_splits(num_layers, num_stages):
-    for cuts in combinations(range(1, num_layers), num_stages - 1):
-        yield [range(first, end) for first, end in pairwise((0, *cuts, num_layers))]
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    layers=st.integers(1, 8),
-    data=st.data(),
-    vocab=st.integers(1, 3000),
-    feed_forward=st.integers(1, 100),
-    length=st.integers(1, 200),
-)
-def test_no_other_split_has_a_cheaper_dearest_stage(layers, data, vocab, feed_forward, length):
-    num_stages = data.draw(st.integers(1, layers))
-    config = architecture(num_hidden_layers=layers, vocab_size=vocab, intermediate_size=feed_forward)
-    stages = split_layers(config, num_stages, length)
-    assert [layer for stage in stages for layer in stage] == list(range(layers))
-    assert len(stages) == num_stages
-    assert all(stages)
-    best = min(max(stage_costs(config, split, length)) for split in all_splits(layers, num_stages))
-    assert max(stage_costs(config, stages, length)) == best
-
-
-@pytest.mark.parametrize(("vocab", "last"), [(1, 4), (600, 3), (5000, 1)])
-def test_a_wider_head_takes_layers_from_the_last_stage(vocab, last):
-    config = architecture(num_hidden_layers=8, vocab_size=vocab)
-    assert len(split_layers(config, 2, 16)[-1]) == last
-
-
-# memory
-
-
-def bytes_of(world_size=1, **changes):
-    config = recipe(**changes)
-    return stage_bytes(config, lay_out(config, world_size))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model__hidden_size": 64},
-        {"model__num_hidden_layers": 3},
-        {"model__vocab_size": 128},
-        {"model__intermediate_size": 64},
-        {"model__tie_word_embeddings": False},
-        {"data__sequence_length": 32},
-        {"training__microbatch": 4},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("strategy", ["fsdp", "pipeline"])
-def test_whatever_is_larger_takes_more_memory(strategy, changes):
-    assert sum(bytes_of(strategy=strategy, **changes)) > sum(bytes_of(strategy=strategy))
-
-
-def test_a_rank_holds_its_share_of_the_weights_and_all_of_its_logits():
-    weights = num_parameters(architecture()) * BYTES_PER_PARAMETER
-    logits = 2 * 16 * 64 * 4
-    assert bytes_of(1) == [weights + logits]
-    assert bytes_of(2) == [weights // 2 + logits]
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_stages_hold_the_matrices_of_their_layers(tied):
-    sizes = bytes_of(2, strategy="pipeline", model__tie_word_embeddings=tied)
-    block, embedding = block_parameters(architecture()), 64 * 32  # a tied head has a copy of its own here
-    assert sizes == [(block + embedding) * 16, (block + embedding) * 16 + 2 * 16 * 64 * 4]
 
 
 # operations

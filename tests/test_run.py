@@ -23,6 +23,7 @@ from train.__main__ import report, run, sample
 from train.config import (
     CheckpointConfig,
     DataConfig,
+    FullyShardedConfig,
     OptimizerConfig,
     PipelineConfig,
     RunConfig,
@@ -30,7 +31,6 @@ from train.config import (
 )
 from train.data import ChunkReader, chain_digest
 from train.launch import ERROR_FILE, default_processes, leave_message
-from train.layout import lay_out
 from train.metrics import read_metrics
 from train.model import IGNORED
 from train.preflight import RUN_NAME, RunRequest, prepare
@@ -185,6 +185,11 @@ DEPENDENT_OPTIONS = [
     ({"training__total_steps": None, "training__total_tokens": 256}, "training__total_tokens", 129, run_file),
 ]
 
+ON_SEVERAL_RANKS = {  # tests/test_parallel.py
+    *("pipeline__stages", "pipeline__schedule", "pipeline__stages_per_rank", "pipeline__split"),
+    *("pipeline__data_parallel", "fsdp__reshard_after_forward", "fsdp__shard_size", "fsdp__prefetch"),
+}
+
 
 @pytest.fixture(scope="module")
 def default(tokens, tmp_path_factory, _group):
@@ -211,13 +216,6 @@ def test_every_option_that_another_one_needs_changes_something(tokens, tmp_path,
     assert observe(one) != observe(two)
 
 
-def test_the_stages_of_a_pipeline_change_its_layout():
-    one, two = (
-        lay_out(recipe(strategy="pipeline", pipeline__stages=stages, training__microbatch=1), 2) for stages in (1, 2)
-    )
-    assert (one.num_stages, two.num_stages) == (1, 2)
-
-
 def test_the_table_of_options_is_complete():
     sections = {
         "data": DataConfig,
@@ -225,10 +223,11 @@ def test_the_table_of_options_is_complete():
         "training": TrainingConfig,
         "checkpoint": CheckpointConfig,
         "pipeline": PipelineConfig,
+        "fsdp": FullyShardedConfig,
     }
     options = {f"{name}__{field.name}" for name, kind in sections.items() for field in dataclasses.fields(kind)}
     tested = {name for name, _, _ in OPTIONS} | {name for _, name, _, _ in DEPENDENT_OPTIONS}
-    assert tested | {"pipeline__stages"} == options | {"strategy"}
+    assert tested | ON_SEVERAL_RANKS == options | {"strategy"}
     assert {field.name for field in dataclasses.fields(RunConfig)} == {*sections, "model", "strategy"}
 
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -53,15 +53,30 @@ class ReportOptions:
     """Directory of the run."""
 
 
+@dataclass(frozen=True)
+class LayoutsOptions:
+    """Drive one step of a recipe on ranks that do not exist, and tell what each would send and hold."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    recipe: str = "argonne-2.0"
+    """Name of a shipped recipe, or path of a .toml file; the options below change it."""
+    ranks: tuple[int, ...] = (8, 64, 512)
+    stages: int = 4
+    """Of the pipelines."""
+    shard_size: int = 8
+    """Ranks that share a copy of the weights under hybrid sharding."""
+    microbatches: int = 4
+    """That are driven; what a step of more would send follows by formula."""
+    vocabulary: int = 151665
+    """Ids of a tokenizer, if the recipe does not say model.vocab_size."""
+
+
 def run(arguments: Sequence[str]) -> int:
     """Train a model on a token dataset, or continue a run that is there."""
     from train.launch import default_processes, launch, leave_message
     from train.preflight import RunRequest, prepare
 
-    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    named.add_argument("--recipe", default=RunOptions.recipe)
-    recipe = load_recipe(named.parse_known_args(arguments)[0].recipe)
-    default = RunOptions(tyro.MISSING, tyro.MISSING, recipe)
+    default = RunOptions(tyro.MISSING, tyro.MISSING, _recipe(arguments, RunOptions.recipe))
     options = tyro.cli(RunOptions, args=arguments, default=default, prog="python -m train run")
     request = RunRequest(options.tokens, options.run, options.config, options.stop_step)
     if "RANK" in os.environ:
@@ -76,6 +91,25 @@ def run(arguments: Sequence[str]) -> int:
     num_processes = default_processes() if options.nproc is None else options.nproc
     prepare(request, num_processes)
     return launch(num_processes, arguments)
+
+
+def _recipe(arguments: Sequence[str], default: str) -> RunConfig:
+    """The recipe that `arguments` name."""
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--recipe", default=default)
+    return load_recipe(named.parse_known_args(arguments)[0].recipe)
+
+
+def layouts(arguments: Sequence[str]) -> None:
+    """Drive one step of a recipe on ranks that do not exist, and tell what each would send and hold."""
+    from train.layouts import HEADER, check_layouts
+
+    default = LayoutsOptions(_recipe(arguments, LayoutsOptions.recipe))
+    options = tyro.cli(LayoutsOptions, args=arguments, default=default, prog="python -m train layouts")
+    config = replace(options.config, model=options.config.model.resolved(options.vocabulary, 0))
+    print(HEADER)
+    for checked in check_layouts(config, options.ranks, options.stages, options.shard_size, options.microbatches):
+        print(checked, flush=True)
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -97,8 +131,10 @@ def report(arguments: Sequence[str]) -> None:
     print(report_run(options.run))
 
 
+COMMANDS = {"run": run, "sample": sample, "report": report, "layouts": layouts}
+
 if __name__ == "__main__":
-    exit_code = run_command("train", {"run": run, "sample": sample, "report": report}, sys.argv[1:])
+    exit_code = run_command("train", COMMANDS, sys.argv[1:])
     if "RANK" in os.environ:
         leave(exit_code)
     sys.exit(exit_code)

@@ -133,15 +133,47 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class FullyShardedConfig:
+    """How weights are sharded: by the fsdp strategy, and in a pipeline with data_parallel = "sharded"."""
+
+    reshard_after_forward: bool = True
+    """Give a block's gathered weights back after its forward pass. False: keep them until the end of the step, so that
+    they are gathered once; a pipeline always does."""
+    shard_size: int | None = None
+    """Ranks that share one copy of the weights, say those of a node; copies are replicated. None: all ranks."""
+    prefetch: int = 1
+    """Blocks whose weights are gathered ahead of the one that computes, where they were given back."""
+
+    def __post_init__(self) -> None:
+        at_least("fsdp.prefetch", self.prefetch, 0)
+        if self.shard_size is not None:
+            at_least("fsdp.shard_size", self.shard_size, 1)
+
+
+@dataclass(frozen=True)
 class PipelineConfig:
     """Used by the pipeline strategy alone."""
 
     stages: int | None = None
     """None: one for each rank; with fewer, the ranks form several pipelines that share the global batch."""
+    schedule: Literal["1f1b", "interleaved-1f1b", "zero-bubble"] = "1f1b"
+    """zero-bubble: fill waiting with the gradients of the weights; not with compiled blocks, which cannot be split."""
+    stages_per_rank: int | None = None
+    """Parts of the model that a stage holds, so that there is less waiting. None: 2 for interleaved-1f1b, else 1."""
+    split: Literal["measured", "computed"] = "measured"
+    """Balance the stages by what a block, the embedding and the head take on this device, or by multiplications."""
+    data_parallel: Literal["replicated", "sharded"] = "replicated"
+    """sharded: the ranks that hold the same stage share its weights as [fsdp] says."""
 
     def __post_init__(self) -> None:
-        if self.stages is not None:
-            at_least("pipeline.stages", self.stages, 1)
+        for name in ("stages", "stages_per_rank"):
+            if getattr(self, name) is not None:
+                at_least(f"pipeline.{name}", getattr(self, name), 1)
+
+    @property
+    def parts_per_stage(self) -> int:
+        """`stages_per_rank`, worked out."""
+        return self.stages_per_rank or (2 if self.schedule == "interleaved-1f1b" else 1)
 
 
 @dataclass(frozen=True)
@@ -154,6 +186,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    fsdp: FullyShardedConfig = field(default_factory=FullyShardedConfig)
     strategy: Literal["fsdp", "pipeline"] = "fsdp"
 
     def __post_init__(self) -> None:

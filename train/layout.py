@@ -1,29 +1,46 @@
 """How a run is laid out over ranks, and what it costs: pure arithmetic, done before any process is started."""
 
 from dataclasses import dataclass
-from functools import cache
 
 from shared.errors import ConfigError
 from train.architecture import ArgonneConfig, at_least, nearest_multiple
+from train.bubble import require_schedulable
 from train.config import RunConfig
-
-BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments of AdamW
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Ranks as a grid: `num_stages` pipeline stages, each held by `dp_size` data-parallel ranks."""
+    """Ranks as a grid: `num_stages` pipeline stages x `replicas` copies of the weights x `shards` of each copy."""
 
     strategy: str
     num_stages: int
-    dp_size: int
+    replicas: int
+    shards: int
     microbatches: int
     """That one rank puts through the model in one optimizer step."""
+    parts: int = 1
+    """Of the model that one stage holds: part p is on stage p % num_stages."""
+
+    @property
+    def dp_size(self) -> int:
+        """Ranks that share the global batch."""
+        return self.replicas * self.shards
+
+    @property
+    def num_parts(self) -> int:
+        """Of the whole model."""
+        return self.num_stages * self.parts
 
     def __str__(self) -> str:
+        copies = f"{self.replicas} copies of {self.shards} shards" if self.replicas > 1 else f"{self.shards} ranks"
         if self.strategy == "fsdp":
-            return f"fsdp over {self.dp_size} ranks, {self.microbatches} microbatches"
-        return f"pipeline of {self.num_stages} stages x {self.dp_size} data-parallel, {self.microbatches} microbatches"
+            return f"fsdp over {copies}, {self.microbatches} microbatches"
+        parts = f" of {self.parts} parts" if self.parts > 1 else ""
+        sharded = f" in {self.shards} shards" if self.shards > 1 else ""
+        return (
+            f"pipeline of {self.num_stages} stages{parts} x {self.dp_size} data-parallel{sharded}, "
+            f"{self.microbatches} microbatches"
+        )
 
 
 def lay_out(config: RunConfig, world_size: int) -> Layout:
@@ -32,12 +49,8 @@ def lay_out(config: RunConfig, world_size: int) -> Layout:
     Raises: ConfigError naming the number that does not divide and the nearest that does.
     """
     at_least("NPROC", world_size, 1)
-    stages = 1 if config.strategy == "fsdp" else config.pipeline.stages or world_size
-    if stages > config.model.num_hidden_layers:
-        raise ConfigError(
-            f"{stages} pipeline stages are too many for model.num_hidden_layers {config.model.num_hidden_layers}: "
-            "set --pipeline.stages to at most that; the other ranks then share the global batch"
-        )
+    is_pipeline = config.strategy == "pipeline"
+    stages = (config.pipeline.stages or world_size) if is_pipeline else 1
     if world_size % stages:
         raise ConfigError(f"NPROC {world_size} is not a multiple of pipeline.stages {stages}: change one of them")
     dp_size = world_size // stages
@@ -48,12 +61,24 @@ def lay_out(config: RunConfig, world_size: int) -> Layout:
             f"ranks: {nearest_multiple(batch, dp_size * microbatch)} does, or change training.microbatch or NPROC"
         )
     microbatches = batch // (dp_size * microbatch)
-    if microbatches < stages:
+    if is_pipeline:
+        require_schedulable(config, stages, dp_size, microbatches)
+    shards = _shards(config, dp_size)
+    parts = config.pipeline.parts_per_stage if is_pipeline else 1
+    return Layout(config.strategy, stages, dp_size // shards, shards, microbatches, parts)
+
+
+def _shards(config: RunConfig, dp_size: int) -> int:
+    """Ranks that share one copy of the weights."""
+    if config.strategy == "pipeline" and config.pipeline.data_parallel == "replicated":
+        return 1
+    shards = config.fsdp.shard_size or dp_size
+    if dp_size % shards:
+        fitting = ", ".join(str(n) for n in range(1, dp_size + 1) if dp_size % n == 0)
         raise ConfigError(
-            f"{microbatches} microbatches cannot fill {stages} pipeline stages (1F1B needs at least one for each): "
-            f"lower training.microbatch {microbatch} or raise data.global_batch {batch}"
+            f"fsdp.shard_size {shards} does not divide the {dp_size} data-parallel ranks: one of {fitting} does"
         )
-    return Layout(config.strategy, stages, dp_size, microbatches)
+    return shards
 
 
 def block_parameters(config: ArgonneConfig) -> int:
@@ -79,60 +104,11 @@ def flops_per_token(config: ArgonneConfig, length: int) -> float:
     Two for each weight in a matrix product and each causal attention score or sum, and twice that backward;
     recomputed activations are not counted. Source: Chowdhery et al., PaLM, arXiv 2204.02311, appendix B.
     """
-    blocks = config.num_hidden_layers * _block_cost(config, length)
+    blocks = config.num_hidden_layers * block_multiplications(config, length)
     return 6.0 * (blocks + config.vocab * config.hidden_size)
 
 
-def _block_cost(config: ArgonneConfig, length: int) -> int:
+def block_multiplications(config: ArgonneConfig, length: int) -> int:
     """Multiplications of one block for one token, averaged over a causal sequence."""
     window = min(length, config.sliding_window or length)
     return block_parameters(config) + config.hidden_size * window * (2 * length - window) // length
-
-
-def split_layers(config: ArgonneConfig, num_stages: int, length: int) -> list[range]:
-    """The layers of each stage, such that the most expensive stage is as cheap as it can be.
-
-    A block costs its multiplications, the first stage also an embedding row, the last also the head.
-
-    >>> wide = ArgonneConfig(vocab_size=32000, hidden_size=256, num_hidden_layers=8, num_attention_heads=4)
-    >>> split_layers(wide, 2, 512)
-    [range(0, 7), range(7, 8)]
-    """
-    layers, block = config.num_hidden_layers, _block_cost(config, length)
-    head = config.vocab * config.hidden_size
-
-    def cost(first: int, end: int) -> int:
-        return block * (end - first) + config.hidden_size * (first == 0) + head * (end == layers)
-
-    @cache
-    def best(first: int, stages: int) -> tuple[int, tuple[int, ...]]:
-        """Cost of the dearest stage and the ends of the stages, for the layers from `first` on."""
-        if stages == 1:
-            return cost(first, layers), (layers,)
-        options = []
-        for end in range(first + 1, layers - stages + 2):
-            dearest, ends = best(end, stages - 1)
-            options.append((max(cost(first, end), dearest), (end, *ends)))
-        return min(options)
-
-    ends = best(0, num_stages)[1]
-    return [range(first, end) for first, end in zip((0, *ends), ends, strict=False)]
-
-
-def stage_bytes(config: RunConfig, layout: Layout) -> list[int]:
-    """Bytes of weights, gradients, optimizer state and one microbatch's logits on a rank of each stage.
-
-    A lower bound: activations come on top.
-    """
-    model = config.model
-    logits = config.training.microbatch * config.data.sequence_length * model.vocab * 4
-    if config.strategy == "fsdp":
-        return [num_parameters(model) * BYTES_PER_PARAMETER // layout.dp_size + logits]
-    stages = split_layers(model, layout.num_stages, config.data.sequence_length)
-    parameters = [len(layers) * block_parameters(model) for layers in stages]
-    parameters[0] += model.vocab * model.hidden_size
-    if layout.num_stages > 1 or not model.tie_word_embeddings:
-        parameters[-1] += model.vocab * model.hidden_size
-    sizes = [number * BYTES_PER_PARAMETER for number in parameters]
-    sizes[-1] += logits
-    return sizes

@@ -95,6 +95,6 @@ def _step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any]]:
         "step_s": step_s,
         "data_wait_s": data_wait_s,
         "mfu": batch.num_targets * parts.least_token_s / step_s,
-        **progress.cursor._asdict(),
+        **(strategy.step_metrics() | progress.cursor._asdict()),
         "data_digest": progress.data_digest,
     }

@@ -200,6 +200,7 @@ class ArgonneModel(nn.Module):
         self,
         x: Tensor,
         targets_BT: Tensor | None = None,
+        starts_BT: Tensor | None = None,
         *,
         start: int = 0,
         caches: dict[str, KeyValueCache] | None = None,
@@ -209,6 +210,7 @@ class ArgonneModel(nn.Module):
         The loss is a sum over the targets. `start` is the position of the first column of `x`; `caches` holds, by block
         name, what came before it.
         """
+        del starts_BT  # documents that share a chunk see each other
         if self.part.is_first:
             x = self.embed_tokens(x)
         positions_T = torch.arange(start, start + x.shape[1], device=x.device)

@@ -1,90 +1,174 @@
-"""Pipeline parallelism: every rank holds a stage, and microbatches flow through the stages one forward, one backward.
+"""Pipeline parallelism: every rank holds a stage, and microbatches flow through the stages by a schedule.
 
-With more ranks than stages there are several pipelines side by side, which share the global batch: ranks that hold
-the same stage add up their gradients.
+With more ranks than stages there are several pipelines side by side, which share the global batch: the ranks that hold
+the same stage add up their gradients, and hold its weights each in full or each a shard.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.pipelining import Schedule1F1B, ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble
 
+from train.bubble import theoretical_bubble
+from train.building import build_model
 from train.config import RunConfig
+from train.costs import choose_split
 from train.data import Batch
-from train.layout import Layout, split_layers
+from train.fsdp import reshard, shard
+from train.grid import Grid
+from train.layout import Layout
 from train.model import EMBEDDING, ArgonneModel, Part
-from train.strategy import clip_gradients, evaluating, materialize, precision_context, squared_norm
+from train.stage import Stage, Stopwatch
+from train.strategy import (
+    clip_gradients,
+    evaluating,
+    local,
+    materialize,
+    precision_context,
+    squared_norm,
+)
+
+SCHEDULES: dict[str, Callable[..., Any]] = {
+    "1f1b": lambda stages, *arguments, **named: Schedule1F1B(stages[0], *arguments, **named),
+    "interleaved-1f1b": ScheduleInterleaved1F1B,
+    "zero-bubble": ScheduleInterleavedZeroBubble,  # ZBV waits no less, and wants two equal parts on every rank
+}
 
 
 class PipelineStrategy:
-    """`torch.distributed.pipelining` with 1F1B microbatches over stages split by cost."""
+    """`torch.distributed.pipelining` over stages split by cost."""
 
-    def __init__(self, config: RunConfig, layout: Layout, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, layout: Layout, device: torch.device, grid: Grid) -> None:
         self.config, self.layout, self.device = config, layout, device
-        shape = (layout.num_stages, layout.dp_size)
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("stage", "data"))
-        stage = mesh.get_local_rank("stage")
-        self.dp_rank = mesh.get_local_rank("data")
-        self.dp_group = mesh.get_group("data")
-        self.stage_group = mesh.get_group("stage")
-        self.tied_group = _tied_group(config, mesh)
+        self.dp_rank, self.dp_group = grid.dp_rank, grid.dp_group
+        self.stage_group, self.shard_group = grid.stage_group, grid.shard_group
+        self.is_sharded = layout.shards > 1
+        self.tied_group = grid.ends_group if config.model.tie_word_embeddings else None
+        self.stopwatch, self.step_clock = Stopwatch(device), Stopwatch(device)
 
-        layers = split_layers(config.model, layout.num_stages, config.data.sequence_length)[stage]
-        part = Part(layers, is_first=stage == 0, is_last=stage == layout.num_stages - 1)
-        with torch.device("meta"):
-            self.model = ArgonneModel(config.model, part)
-        materialize(self.model, config, device)
-        pipeline_stage = PipelineStage(self.model, stage, layout.num_stages, device, group=self.stage_group)
-        self.schedule = Schedule1F1B(pipeline_stage, layout.microbatches, loss_fn=self._loss, scale_grads=False)
+        self.split, self.costs = choose_split(config, layout, device)
+        numbers = range(grid.stage, layout.num_parts, layout.num_stages)
+        self.parts = [self._build_part(number, grid.weights) for number in numbers]
+        self.model = _merged(self.parts)
+        if config.pipeline.schedule == "zero-bubble":
+            torch._functorch.config.donated_buffer = (
+                False  # a compiled backward pass runs twice, for inputs and weights
+            )
+        self.schedule = SCHEDULES[config.pipeline.schedule](
+            [self._build_stage(number, part) for number, part in zip(numbers, self.parts, strict=True)],
+            layout.microbatches,
+            loss_fn=self._loss,
+            scale_grads=False,
+        )
         self.num_targets = 1
 
     def forward_backward(self, batch: Batch) -> Tensor:
         """See Strategy."""
-        total = self._run(self.schedule.step, batch)
+        total: Tensor = self.step_clock.run(self._run, self.schedule.step, batch)
+        dist.all_reduce(total)
         self._add_up_gradients()
         return total
 
     def evaluate(self, batch: Batch) -> Tensor:
         """See Strategy."""
         with evaluating(self.model):
-            return self._run(self.schedule.eval, batch)
+            total = self._run(self.schedule.eval, batch)
+        self.stopwatch.spans.clear()
+        for part in self.parts:
+            reshard(part)
+        dist.all_reduce(total)
+        return total
 
     def clip_grad_norm(self, max_norm: float) -> Tensor:
         """See Strategy."""
         total = squared_norm(self._owned_parameters(), self.device)
+        dist.all_reduce(total, group=self.shard_group)
         dist.all_reduce(total, group=self.stage_group)
-        norm = total.sqrt()
+        norm = total.sqrt().float()
         clip_gradients(self.model.parameters(), norm, max_norm)
         return norm
 
+    def step_metrics(self) -> dict[str, float]:
+        """See Strategy. `bubble`: the share of the schedule's time that ranks did not compute, their mean."""
+        busy_s, step_s = self.stopwatch.seconds(), self.step_clock.seconds()
+        waited = torch.tensor([1.0 - busy_s / step_s])
+        dist.all_reduce(waited)
+        layout = self.layout
+        theory = theoretical_bubble(self.config.pipeline.schedule, layout.num_stages, layout.parts, layout.microbatches)
+        return {"bubble": waited.item() / dist.get_world_size(), "bubble_theoretical": theory}
+
+    def facts(self) -> dict[str, Any]:
+        """See Strategy."""
+        return {"layers": [[part.start, part.stop] for part in self.split], **vars(self.costs)}
+
+    def _build_part(self, number: int, weights: DeviceMesh) -> ArgonneModel:
+        is_last = number == self.layout.num_parts - 1
+        model = build_model(self.config, Part(self.split[number], number == 0, is_last))
+        if self.is_sharded:
+            shard(model, weights, self.config, reshards=False)  # the gradients of weights come at any later time
+        materialize(model, self.config, self.device)
+        return model
+
+    def _build_stage(self, number: int, part: ArgonneModel) -> Stage:
+        """With the shapes of what it takes and gives, so that the ranks need not ask each other."""
+        size = self.config.training.microbatch, self.config.data.sequence_length
+        hidden = torch.empty(*size, self.config.model.hidden_size, device="meta", requires_grad=True)
+        ids, loss = (
+            torch.empty(size, dtype=torch.long, device="meta"),
+            torch.empty((), device="meta", requires_grad=True),
+        )
+        return Stage(
+            self.stopwatch,
+            part,
+            number,
+            self.layout.num_parts,
+            self.device,
+            input_args=ids if part.part.is_first else hidden,
+            output_args=loss if part.part.is_last else hidden,
+            group=self.stage_group,
+        )
+
     def _run(self, step: Callable[..., object], batch: Batch) -> Tensor:
-        """Put the batch through the schedule; the sum of all pipelines' losses, on every rank."""
-        part, losses = self.model.part, list[Tensor]()
+        """Put the batch through the schedule; this rank's share of the mean loss."""
+        is_first, is_last = self.parts[0].part.is_first, self.parts[-1].part.is_last
+        losses = list[Tensor]()
         self.num_targets = batch.num_targets
+        named = {"targets_BT": batch.targets_BT} if is_last else {}  # the last part's output is its loss
+        if batch.starts_BT is not None:
+            named["starts_BT"] = batch.starts_BT
         with precision_context(self.config, self.device):
             step(
-                *([batch.inputs_BT] if part.is_first else []),
-                **({"targets_BT": batch.targets_BT} if part.is_last else {}),  # the last stage's output is its loss
-                target=batch.targets_BT if part.is_last else None,
-                losses=losses if part.is_last else None,
+                *([batch.inputs_BT] if is_first else []),
+                **named,
+                target=batch.targets_BT if is_last else None,
+                losses=losses if is_last else None,
                 return_outputs=False,
             )
-        total = torch.stack([loss.detach() for loss in losses]).sum() if losses else torch.zeros((), device=self.device)
-        dist.all_reduce(total)
-        return total
+        if not losses:
+            return torch.zeros((), device=self.device)
+        return torch.stack([loss.detach() for loss in losses]).sum() / self._averaged_over
+
+    @property
+    def _averaged_over(self) -> int:
+        """Ranks that gradients are averaged over where they should be added up."""
+        return self.layout.dp_size if self.is_sharded else 1
 
     def _loss(self, loss: Tensor, targets_BT: Tensor) -> Tensor:
         del targets_BT  # the model has seen them
-        return loss / self.num_targets
+        return loss / self.num_targets * self._averaged_over
 
     def _add_up_gradients(self) -> None:
-        """A tied head's gradient goes to the embedding it is tied to; then the pipelines' gradients are added."""
-        if self.tied_group is not None and hasattr(self.model, "embed_tokens"):
-            dist.all_reduce(_gradient(self.model.embed_tokens.weight), group=self.tied_group)
-        if self.layout.dp_size > 1:
+        """A tied head's gradient goes to the embedding it is tied to; then the pipelines' gradients are added.
+
+        Where the weights are sharded, the schedule has added them up already.
+        """
+        if self.tied_group is not None:
+            dist.all_reduce(_gradient(self.model.get_parameter(EMBEDDING)), group=self.tied_group)
+        if self.layout.dp_size > 1 and not self.is_sharded:
             works = [
                 dist.all_reduce(_gradient(parameter), group=self.dp_group, async_op=True)
                 for parameter in self.model.parameters()
@@ -94,21 +178,21 @@ class PipelineStrategy:
 
     def _owned_parameters(self) -> list[nn.Parameter]:
         """Parameters that no earlier stage holds: a tied head's weight counts on the first stage."""
-        is_copy = self.tied_group is not None and not self.model.part.is_first
+        is_copy = self.tied_group is not None and not self.parts[0].part.is_first
         return [p for name, p in self.model.named_parameters() if not (is_copy and name == EMBEDDING)]
 
 
-def _tied_group(config: RunConfig, mesh: DeviceMesh) -> dist.ProcessGroup | None:
-    """The first and the last stage of this rank's pipeline, if they share a weight; every rank must call it."""
-    if not config.model.tie_word_embeddings or mesh.size(0) == 1:
-        return None
-    column = mesh.get_local_rank("data")
-    ends = [mesh.mesh[[0, -1], number].tolist() for number in range(mesh.size(1))]
-    groups = [dist.new_group(ranks) for ranks in ends]
-    group: dist.ProcessGroup = groups[column]
-    return group
+def _merged(parts: list[ArgonneModel]) -> nn.Module:
+    """One module with the modules of all parts, under the names they have in the whole model."""
+    whole = nn.Module()
+    for part in parts:
+        for name, module in part.named_children():
+            if name != "blocks":
+                setattr(whole, name, module)
+    whole.blocks = nn.ModuleDict({name: block for part in parts for name, block in part.blocks.items()})
+    return whole
 
 
 def _gradient(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None, "every parameter of a stage is used in its forward pass"
-    return parameter.grad
+    return local(parameter.grad)

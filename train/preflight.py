@@ -16,14 +16,15 @@ from shared.storage import LOCK_NAME, read_sealed, written_name
 from train.architecture import at_least
 from train.config import RunConfig
 from train.data import reading_order
-from train.layout import Layout, lay_out, stage_bytes
+from train.layout import Layout, lay_out
+from train.memory import stage_bytes
 from train.schedule import RESCHEDULING, check_schedule, first_difference
 from train.views import View, open_validation, open_view
 
 RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
 CHANGEABLE = {
-    *("strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every"),
+    *("strategy", "pipeline", "fsdp", "checkpoint", "training.microbatch", "training.validate_every"),
     "data.global_batch",
 }
 """What of a recipe may differ when a run is continued: nothing that the order of its data depends on, and nothing that

@@ -75,7 +75,8 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed:
         stop=stop,
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
-    log.event("start", step=progress.step, layout=str(prepared.layout), dataset=prepared.index.fingerprint[:12])
+    where = {"step": progress.step, "layout": str(prepared.layout), "dataset": prepared.index.fingerprint[:12]}
+    log.event("start", **where, **strategy.facts())
     if changed:
         log.event("changed", step=progress.step, changes=changed)
     if problem := why_not_annealed(config, prepared.last_step):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from train.config import RunConfig
 from train.data import Batch
+from train.grid import Grid
 from train.layout import Layout
 from train.model import ArgonneModel
 
@@ -21,8 +22,8 @@ class Strategy(Protocol):
     """A model spread over ranks. Every rank calls every method, in the same order."""
 
     @property
-    def model(self) -> ArgonneModel:
-        """What this rank holds of the model."""
+    def model(self) -> nn.Module:
+        """What this rank holds of the model, under the names of the whole model."""
 
     @property
     def dp_rank(self) -> int:
@@ -41,6 +42,12 @@ class Strategy(Protocol):
     def clip_grad_norm(self, max_norm: float) -> Tensor:
         """Norm of the whole model's gradient, which is scaled down to `max_norm` where it is larger."""
 
+    def step_metrics(self) -> dict[str, float]:
+        """What is known of the last forward_backward beside its loss; call it when the device has done the step."""
+
+    def facts(self) -> dict[str, Any]:
+        """What this start of the run has found out about its device and decided by it."""
+
 
 def build_strategy(config: RunConfig, layout: Layout, device: torch.device) -> Strategy:
     """The strategy that `config` names, with its weights initialized. Every rank must call it."""
@@ -48,7 +55,7 @@ def build_strategy(config: RunConfig, layout: Layout, device: torch.device) -> S
     from train.pipeline import PipelineStrategy
 
     strategies: dict[str, Callable[..., Strategy]] = {"fsdp": FullyShardedStrategy, "pipeline": PipelineStrategy}
-    return strategies[config.strategy](config, layout, device)
+    return strategies[config.strategy](config, layout, device, Grid(layout, device))
 
 
 def materialize(model: ArgonneModel, config: RunConfig, device: torch.device) -> None:
@@ -80,14 +87,18 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: f
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for parameter in parameters:
         if parameter.grad is not None:
-            _local(parameter.grad).mul_(scale)
+            local(parameter.grad).mul_(scale)
 
 
 def squared_norm(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
-    """Sum of the squares of the gradients' elements that this rank holds, in fp32."""
-    squares = [_local(p.grad).float().square().sum() for p in parameters if p.grad is not None]
-    return torch.stack(squares).sum() if squares else torch.zeros((), device=device)
+    """Sum of the squares of the gradients' elements that this rank holds.
+
+    Each gradient's in fp32, their sum in fp64: so fine that it does not tell which ranks hold which parameters.
+    """
+    squares = [local(p.grad).float().square().sum() for p in parameters if p.grad is not None]
+    return torch.stack(squares).double().sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
 
 
-def _local(gradient: Tensor) -> Tensor:
+def local(gradient: Tensor) -> Tensor:
+    """What this rank holds of a gradient."""
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient

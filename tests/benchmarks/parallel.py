@@ -1,0 +1,115 @@
+"""Two ranks of one thread against one rank of two threads: `python -m tests.benchmarks.parallel`.
+
+Every side is a group of live processes that take turns, a step each; the others sleep.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from shared.config import structure, unstructure
+from tests.benchmarks.measure import take_turns
+from tests.benchmarks.training import LENGTH, MODEL
+from train.config import DataConfig, PipelineConfig, RunConfig, TrainingConfig
+from train.data import Batch
+from train.layout import lay_out
+from train.optim import build_optimizer
+from train.strategy import build_strategy
+
+BATCH, ROUNDS = 8, 5
+ALONE = RunConfig(MODEL, DataConfig(LENGTH, BATCH), training=TrainingConfig(microbatch=4))
+PIPELINE = replace(ALONE, strategy="pipeline", training=TrainingConfig(microbatch=1))
+SIDES = {
+    "1 process, 2 threads": (1, ALONE),
+    "fsdp, 2 processes": (2, ALONE),
+    "fsdp, 2 processes, weights kept": (2, replace(ALONE, fsdp=replace(ALONE.fsdp, reshard_after_forward=False))),
+    "pipeline 1f1b, computed split": (2, replace(PIPELINE, pipeline=PipelineConfig(split="computed"))),
+    "pipeline 1f1b, measured split": (2, PIPELINE),
+    "pipeline zero-bubble, measured split": (2, replace(PIPELINE, pipeline=PipelineConfig(schedule="zero-bubble"))),
+}
+
+
+class Side:
+    """The live ranks of one layout."""
+
+    def __init__(self, num_ranks: int, config: RunConfig) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
+        shared["OMP_NUM_THREADS"] = str(2 // num_ranks)
+        self.ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.benchmarks.parallel", json.dumps(unstructure(config))],
+                env={**os.environ, **shared, "RANK": str(rank)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(num_ranks)
+        ]
+        self.told = ""
+        self._hear()  # all are ready
+
+    def step(self) -> None:
+        """One optimizer step on every rank."""
+        for rank in self.ranks:
+            print("step", file=rank.stdin, flush=True)
+        self._hear()
+
+    def end(self) -> str:
+        """End all ranks; what they said last."""
+        for rank in self.ranks:
+            rank.stdin.close()
+            rank.wait()
+        return self.told
+
+    def _hear(self) -> None:
+        self.told, *_ = [rank.stdout.readline().strip() for rank in self.ranks]
+
+
+def work(config: RunConfig) -> None:
+    """One rank: a step for every line that it is told."""
+    dist.init_process_group("gloo")
+    layout = lay_out(config, dist.get_world_size())
+    strategy = build_strategy(config, layout, torch.device("cpu"))
+    optimizer = build_optimizer(config.optimizer, strategy.model)
+    ids = torch.randint(0, MODEL.vocab, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    mine = ids.chunk(layout.dp_size)[strategy.dp_rank]
+    batch = Batch(mine[:, :-1].contiguous(), mine[:, 1:].contiguous(), BATCH * LENGTH, np.empty((0, 0), np.uint8))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        strategy.forward_backward(batch)
+        strategy.clip_grad_norm(1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        told = {name: round(value, 3) for name, value in strategy.step_metrics().items()}
+        print(json.dumps({**told, "layers": strategy.facts().get("layers")}), flush=True)
+
+
+def main() -> None:
+    """All sides in turns, and one table."""
+    sides = {name: Side(*side) for name, side in SIDES.items()}
+    seconds = take_turns({name: partial(Side.step, side) for name, side in sides.items()}, ROUNDS)
+    alone = seconds[next(iter(SIDES))]
+    table = Table("layout", "tokens/s", "ratio", "told", title=f"{MODEL.hidden_size} x {MODEL.num_hidden_layers}, fp32")
+    for name, side in sides.items():
+        table.add_row(name, f"{BATCH * LENGTH / seconds[name]:,.0f}", f"{alone / seconds[name]:.2f}", side.end())
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        work(structure(json.loads(sys.argv[1]), RunConfig, "side"))
+    else:
+        main()

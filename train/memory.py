@@ -1,0 +1,119 @@
+"""Pure: the bytes that a rank holds of weights, gradients, optimizer state and activations."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from train.bubble import held_parts
+from train.config import RunConfig
+from train.layout import Layout, block_parameters, num_parameters
+from train.split import computed_costs, split_layers
+from train.traffic import block_shapes, end_shapes, padded
+
+BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments of AdamW
+Checkpointing = Literal["none", "full"]
+
+
+def stage_bytes(config: RunConfig, layout: Layout) -> list[int]:
+    """Bytes of weights, gradients, optimizer state and one microbatch's logits on a rank of each stage.
+
+    A lower bound: activations come on top.
+    """
+    model = config.model
+    logits = config.training.microbatch * config.data.sequence_length * model.vocab * 4
+    if config.strategy == "fsdp":
+        return [num_parameters(model) * BYTES_PER_PARAMETER // layout.shards + logits]
+    sizes = [number * BYTES_PER_PARAMETER // layout.shards for number in stage_parameters(config, layout)]
+    sizes[-1] += logits
+    return sizes
+
+
+def stage_parameters(config: RunConfig, layout: Layout) -> list[int]:
+    """Weights of the matrices of each stage, over its data-parallel ranks, by the computed split."""
+    model = config.model
+    costs = computed_costs(model, config.data.sequence_length)
+    parts = split_layers(model.num_hidden_layers, layout, costs)
+    parameters = [
+        sum(len(layers) for layers in parts[stage :: layout.num_stages]) * block_parameters(model)
+        for stage in range(layout.num_stages)
+    ]
+    parameters[0] += model.vocab * model.hidden_size
+    if layout.num_stages > 1 or not model.tie_word_embeddings:
+        parameters[-1] += model.vocab * model.hidden_size
+    return parameters
+
+
+def state_bytes(config: RunConfig, layout: Layout, parts: Sequence[range], stage: int) -> int:
+    """Bytes of weights, gradients and optimizer state on the first rank of a stage, for layers split into `parts`."""
+    shapes = []
+    for number in range(stage, layout.num_parts, layout.num_stages):
+        shapes += block_shapes(config.model) * len(parts[number])
+        shapes += end_shapes(config.model, is_first=number == 0, is_last=number == layout.num_parts - 1)
+    return padded(shapes, layout.shards) // layout.shards * BYTES_PER_PARAMETER
+
+
+def activation_bytes(config: RunConfig, layout: Layout, parts: Sequence[range]) -> list[int]:
+    """Bytes that autograd keeps on a rank of each stage at its peak, for layers split into `parts`.
+
+    Without a pipeline that is one microbatch; a stage of a pipeline holds as many as its schedule has under way.
+    """
+    sizes = []
+    for stage in range(layout.num_stages):
+        held = 1
+        if config.strategy == "pipeline":
+            held = held_parts(config.pipeline.schedule, layout.num_stages, layout.parts, layout.microbatches, stage)
+        layers = sum(len(layers) for layers in parts[stage :: layout.num_stages])
+        blocks = layers * block_activation_bytes(config)
+        ends = (stage == 0) * embedding_activation_bytes(config) + layout.parts * rotary_bytes(config)
+        sizes.append(held * (blocks + ends) // layout.parts + layers * _cast_bytes(config, layout))
+    sizes[-1] += head_activation_bytes(config)  # the backward pass of the last part follows its forward pass at once
+    return sizes
+
+
+def block_activation_bytes(config: RunConfig, checkpointing: Checkpointing | None = None) -> int:
+    """Bytes that autograd keeps of a block's forward pass of one microbatch, computed eagerly by fused attention."""
+    model = config.model
+    if checkpointing is None:
+        checkpointing = "full" if model.use_gradient_checkpointing else "none"
+    width, kv_width = model.hidden_size, model.kv_heads * model.head_dim
+    narrow = 4 if config.training.precision == "fp32" else 2  # bytes of what matrix products read
+    normed = 2 * 4 * width + 4 + narrow * width  # a norm's input, scaled input and scale in fp32; its output
+    if narrow == 2:
+        normed, copies = normed - narrow * width, 5 * narrow * width  # each matrix product casts its input for itself
+    else:
+        copies = 0
+    attention = (
+        copies + narrow * (2 * width + 2 * kv_width) + 4 * model.num_attention_heads
+    )  # q, k, v, gathered; log-sums
+    if not model.use_flash_attention:
+        attention += 4 * model.num_attention_heads * config.data.sequence_length
+    each = 4 * width if checkpointing == "full" else 2 * normed + attention + narrow * 4 * model.feed_forward
+    return _tokens(config) * each
+
+
+def embedding_activation_bytes(config: RunConfig) -> int:
+    """The ids."""
+    return _tokens(config) * 8
+
+
+def _cast_bytes(config: RunConfig, layout: Layout) -> int:
+    """Of a block's weights in bf16, where they are cast and not gathered in it, until the end of the step."""
+    is_gathered = config.strategy == "fsdp" or layout.shards > 1
+    is_cast = config.training.precision == "bf16" and not config.model.use_gradient_checkpointing and not is_gathered
+    return 2 * block_parameters(config.model) if is_cast else 0
+
+
+def rotary_bytes(config: RunConfig) -> int:
+    """Of the cosines and sines that the blocks of a part share."""
+    return 2 * 4 * config.data.sequence_length * config.model.head_dim
+
+
+def head_activation_bytes(config: RunConfig) -> int:
+    """Of the last norm, the head and the loss: what the norm keeps, log-probabilities, targets, the weight in bf16."""
+    narrow = 4 if config.training.precision == "fp32" else 2
+    each = 2 * 4 * config.model.hidden_size + 4 + narrow * config.model.hidden_size + 4 * config.model.vocab + 8
+    cast = 0 if config.training.precision == "fp32" else 2 * config.model.vocab * config.model.hidden_size
+    return _tokens(config) * each + cast
+
+
+def _tokens(config: RunConfig) -> int:
+    return config.training.microbatch * config.data.sequence_length

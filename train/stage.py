@@ -1,0 +1,116 @@
+"""A pipeline stage that measures its own work and holds no buffer longer than it needs it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.distributed.pipelining import PipelineStage
+
+Mark = float | torch.cuda.Event
+
+
+class Stopwatch:
+    """Times work on a device without waiting for it: the seconds are asked for later."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_cuda = device.type == "cuda"
+        self.spans: list[tuple[Mark, Mark]] = []
+
+    def mark(self) -> Mark:
+        """This moment in the device's order of work."""
+        if not self.is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def run(self, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """What `work` gives; its span is kept."""
+        began = self.mark()
+        result = work(*arguments, **named)
+        self.spans.append((began, self.mark()))
+        return result
+
+    def seconds(self) -> float:
+        """Of all spans, which are then forgotten; on a GPU they must have ended."""
+        total = sum(_seconds(*span) for span in self.spans)
+        self.spans.clear()
+        return total
+
+
+def _seconds(began: Any, ended: Any) -> float:
+    if isinstance(began, torch.cuda.Event):
+        return float(began.elapsed_time(ended)) / 1000
+    return float(ended - began)
+
+
+class Stage(PipelineStage):
+    """`PipelineStage` whose forward and backward passes are timed by `stopwatch`.
+
+    torch allocates what a stage receives for all microbatches of a step at once. Here a buffer is made when something
+    is received and given up when it was used, so a step of many microbatches takes no more memory than one of few.
+    """
+
+    def __init__(self, stopwatch: Stopwatch, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.stopwatch = stopwatch
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *arguments: Any, **named: Any) -> Any:
+        """See PipelineStage; the received activations are then autograd's alone."""
+        output = self.stopwatch.run(super().forward_one_chunk, fwd_chunk_id, *arguments, **named)
+        self._free(self.args_recv_info[fwd_chunk_id])
+        return output
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *arguments: Any, **named: Any) -> None:
+        """See PipelineStage."""
+        self.stopwatch.run(super().backward_one_chunk, bwd_chunk_id, *arguments, **named)
+        if self.has_backward:
+            self._free(self.grad_recv_info[bwd_chunk_id])
+
+    def backward_weight_one_chunk(self, *arguments: Any, **named: Any) -> None:
+        """See PipelineStage."""
+        self.stopwatch.run(super().backward_weight_one_chunk, *arguments, **named)
+
+    def perform_reduce_grad(self, *arguments: Any) -> None:
+        """See PipelineStage; an evaluation has no gradients."""
+        if self.has_backward:
+            super().perform_reduce_grad(*arguments)
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[Any]:
+        """See PipelineStage."""
+        self._allocate(self.args_recv_info[fwd_chunk_id])
+        return super().get_fwd_recv_ops(fwd_chunk_id)
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[Any]:
+        """See PipelineStage."""
+        if self.has_backward:
+            self._allocate(self.grad_recv_info[bwd_chunk_id])
+        return super().get_bwd_recv_ops(bwd_chunk_id)
+
+    def _setup_forward_recv_info(self, *arguments: Any) -> None:
+        with self._without_buffers():
+            super()._setup_forward_recv_info(*arguments)
+
+    def _setup_backward_recv_info(self, *arguments: Any) -> None:
+        with self._without_buffers():
+            super()._setup_backward_recv_info(*arguments)
+
+    @contextmanager
+    def _without_buffers(self) -> Iterator[None]:
+        """What is allocated inside has a shape and no storage."""
+        device, self.device = self.device, torch.device("meta")
+        try:
+            yield
+        finally:
+            self.device = device
+
+    def _allocate(self, infos: Any) -> None:
+        for info in infos:
+            if info.tensor_meta is not None and not info.is_root_arg:
+                info.buffer = torch.empty(info.tensor_meta.shape, dtype=info.tensor_meta.dtype, device=self.device)
+
+    def _free(self, infos: Any) -> None:
+        for info in infos:
+            info.buffer = None
