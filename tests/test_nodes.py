@@ -22,6 +22,7 @@ OPTIONS = {
     "data.validation-chunks": 4,
     "training.microbatch": 1,
     "training.total-steps": 3,
+    "optimizer.warmup-steps": 1,
 }
 
 
