@@ -9,8 +9,10 @@ from train.memory import (
     activation_bytes,
     block_activation_bytes,
     head_activation_bytes,
+    most_layers,
     rotary_bytes,
     stage_bytes,
+    state_bytes,
 )
 from train.model import ArgonneModel, Part
 from train.strategy import precision_context
@@ -111,6 +113,20 @@ def test_the_first_stage_holds_the_activations_of_the_most_microbatches():
     sizes = activation_bytes(config, lay_out(config, 4), [range(n, n + 1) for n in range(4)])
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[1] == 3 * (block_activation_bytes(config) + rotary_bytes(config))
+
+
+def test_a_stage_has_room_for_the_layers_that_its_memory_holds():
+    changes = {"strategy": "pipeline", "model__num_hidden_layers": 8, "training__microbatch": 1}
+    config = recipe(**changes)
+    layout = lay_out(config, 2)
+    split = [range(3), range(3, 8)]
+    held = activation_bytes(config, layout, split)
+    needed = max(state_bytes(config, layout, split, stage) + held[stage] for stage in range(2))
+    room = most_layers(config, layout, needed)
+    assert room[0] >= 3
+    assert room[1] >= 5
+    assert sum(most_layers(config, layout, 2 * needed)) > sum(room)
+    assert most_layers(config, layout, 1) == [0, 0]
 
 
 def test_recomputing_blocks_holds_less():

@@ -11,6 +11,7 @@ from train.building import build_model
 from train.collective import gather, rank
 from train.config import RunConfig
 from train.layout import Layout
+from train.memory import most_layers
 from train.model import ArgonneModel, Part
 from train.split import Costs, computed_costs, split_layers
 from train.strategy import precision_context
@@ -25,7 +26,14 @@ def choose_split(config: RunConfig, layout: Layout, device: torch.device) -> tup
         assert costs is not None, "rank 0 has measured"
     else:
         costs = computed_costs(config.model, config.data.sequence_length)
-    return split_layers(config.model.num_hidden_layers, layout, costs), costs
+    return split_layers(config.model.num_hidden_layers, layout, costs, _room(config, layout, device)), costs
+
+
+def _room(config: RunConfig, layout: Layout, device: torch.device) -> list[int] | None:
+    """Layers that each stage has memory for, on the smallest device; None where ranks share a machine's memory."""
+    if device.type != "cuda":
+        return None
+    return most_layers(config, layout, min(gather(torch.cuda.get_device_properties(device).total_memory)))
 
 
 def measured_costs(config: RunConfig, device: torch.device) -> Costs:

@@ -69,6 +69,20 @@ def activation_bytes(config: RunConfig, layout: Layout, parts: Sequence[range]) 
     return sizes
 
 
+def most_layers(config: RunConfig, layout: Layout, memory_bytes: int) -> list[int]:
+    """Layers that fit on a rank of each stage of a pipeline, beside the embedding and the head."""
+    counts = []
+    for stage in range(layout.num_stages):
+        is_first, is_last = stage == 0, stage == layout.num_stages - 1
+        held = held_parts(config.pipeline.schedule, layout.num_stages, layout.parts, layout.microbatches, stage)
+        ends = padded(end_shapes(config.model, is_first=is_first, is_last=is_last), layout.shards)
+        block = padded(block_shapes(config.model), layout.shards)
+        left = memory_bytes - ends // layout.shards * BYTES_PER_PARAMETER - is_last * head_activation_bytes(config)
+        each = block // layout.shards * BYTES_PER_PARAMETER + held * block_activation_bytes(config) // layout.parts
+        counts.append(max(left // each, 0))
+    return counts
+
+
 def block_activation_bytes(config: RunConfig, checkpointing: Checkpointing | None = None) -> int:
     """Bytes that autograd keeps of a block's forward pass of one microbatch, computed eagerly by fused attention."""
     model = config.model

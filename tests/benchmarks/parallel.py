@@ -26,13 +26,12 @@ from train.layout import lay_out
 from train.optim import build_optimizer
 from train.strategy import build_strategy
 
-BATCH, ROUNDS = 8, 5
+BATCH, ROUNDS = 8, 3
 ALONE = RunConfig(MODEL, DataConfig(LENGTH, BATCH), training=TrainingConfig(microbatch=4))
 PIPELINE = replace(ALONE, strategy="pipeline", training=TrainingConfig(microbatch=1))
 SIDES = {
     "1 process, 2 threads": (1, ALONE),
     "fsdp, 2 processes": (2, ALONE),
-    "fsdp, 2 processes, weights kept": (2, replace(ALONE, fsdp=replace(ALONE.fsdp, reshard_after_forward=False))),
     "pipeline 1f1b, computed split": (2, replace(PIPELINE, pipeline=PipelineConfig(split="computed"))),
     "pipeline 1f1b, measured split": (2, PIPELINE),
     "pipeline zero-bubble, measured split": (2, replace(PIPELINE, pipeline=PipelineConfig(schedule="zero-bubble"))),
