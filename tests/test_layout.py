@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shared.errors import ConfigError
 from tests.train_helpers import architecture, lively_model, recipe, some_ids
+from train.attention import visible
 from train.layout import (
     BYTES_PER_PARAMETER,
     Layout,
@@ -18,7 +19,8 @@ from train.layout import (
     split_layers,
     stage_bytes,
 )
-from train.model import ArgonneModel, token_loss, visible
+from train.loss import token_loss
+from train.model import ArgonneModel
 
 # ranks as a grid
 

@@ -6,7 +6,8 @@ import torch
 
 from tests.train_helpers import architecture, some_ids
 from train.config import OptimizerConfig
-from train.model import ArgonneModel, token_loss
+from train.loss import token_loss
+from train.model import ArgonneModel
 from train.optim import build_optimizer, create_state, learning_rate, set_learning_rate
 from train.pipeline import _gradient
 from train.strategy import clip_gradients, evaluating, squared_norm

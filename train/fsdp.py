@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from train.building import build_model
 from train.config import RunConfig
 from train.data import Batch
 from train.layout import Layout
-from train.model import ArgonneModel
 from train.strategy import clip_gradients, evaluating, materialize, precision_context, squared_norm
 
 
@@ -21,8 +21,7 @@ class FullyShardedStrategy:
         mesh = init_device_mesh(device.type, (layout.dp_size,), mesh_dim_names=("data",))
         self.dp_rank = mesh.get_local_rank("data")
         self.dp_group = mesh.get_group("data")
-        with torch.device("meta"):
-            model = ArgonneModel(config.model)
+        model = build_model(config)
         for block in model.blocks.values():
             fully_shard(block, mesh=mesh)
         self.model = model
@@ -62,5 +61,5 @@ class FullyShardedStrategy:
 
     def _loss(self, batch: Batch) -> Tensor:
         with precision_context(self.config, self.device):
-            loss: Tensor = self.model(batch.inputs_BT, batch.targets_BT)
+            loss: Tensor = self.model(batch.inputs_BT, batch.targets_BT, batch.starts_BT)
             return loss

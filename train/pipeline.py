@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
+from train.building import build_model
 from train.config import RunConfig
 from train.data import Batch
 from train.layout import Layout, split_layers
-from train.model import EMBEDDING, ArgonneModel, Part
+from train.model import EMBEDDING, Part
 from train.strategy import clip_gradients, evaluating, materialize, precision_context, squared_norm
 
 
@@ -34,8 +35,7 @@ class PipelineStrategy:
 
         layers = split_layers(config.model, layout.num_stages, config.data.sequence_length)[stage]
         part = Part(layers, is_first=stage == 0, is_last=stage == layout.num_stages - 1)
-        with torch.device("meta"):
-            self.model = ArgonneModel(config.model, part)
+        self.model = build_model(config, part)
         materialize(self.model, config, device)
         pipeline_stage = PipelineStage(self.model, stage, layout.num_stages, device, group=self.stage_group)
         self.schedule = Schedule1F1B(pipeline_stage, layout.microbatches, loss_fn=self._loss, scale_grads=False)
@@ -68,6 +68,7 @@ class PipelineStrategy:
             step(
                 *([batch.inputs_BT] if part.is_first else []),
                 **({"targets_BT": batch.targets_BT} if part.is_last else {}),  # the last stage's output is its loss
+                **({} if batch.starts_BT is None else {"starts_BT": batch.starts_BT}),
                 target=batch.targets_BT if part.is_last else None,
                 losses=losses if part.is_last else None,
                 return_outputs=False,

@@ -20,7 +20,10 @@ from train.layout import Layout, lay_out, stage_bytes
 from train.views import View, open_validation, open_view
 
 RUN_NAME = "run.json"
-CHANGEABLE = {"strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every"}
+CHANGEABLE = {
+    *("strategy", "pipeline", "checkpoint", "training.microbatch", "training.validate_every", "training.compile"),
+    *("training.activation_checkpointing", "training.checkpoint_stride"),
+}
 """What of a recipe may differ when a run is continued: nothing that its losses depend on."""
 
 

@@ -56,6 +56,8 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progr
     config, request = prepared.config, prepared.request
     log = RunLog(request.run, rank() == 0, config.training.total_steps)
     strategy = build_strategy(config, prepared.layout, device)
+    if strategy.model.compilation is not None:
+        strategy.model.compilation.report = lambda reason: log.event("eager", reason=reason)
     optimizer = build_optimizer(config.optimizer, strategy.model)
     checkpoints = Checkpoints(request.run / "checkpoints", config.checkpoint.keep, prepared.identity)
     progress = _resume(prepared, checkpoints, strategy, optimizer, log)

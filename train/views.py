@@ -19,7 +19,7 @@ from shared.errors import FormatError
 from shared.format import VALIDATION_NAME, Index, num_chunks, open_tokens, read_index
 from shared.packing import PackingName, open_chunks, open_pieces, read_packing
 from train.config import RunConfig
-from train.model import IGNORED
+from train.loss import IGNORED
 
 OPEN_SHARDS = 256  # maps kept open of each of up to three kinds; each holds a file descriptor, of often 1,024
 DIGEST_BYTES = 16
