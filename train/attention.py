@@ -4,6 +4,9 @@ Legend: B sequences, T positions, C hidden_size, H heads, D head_dim.
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -64,6 +67,12 @@ def block_mask(starts_BT: Tensor, window: int | None) -> BlockMask:
     return create_block_mask(is_seen, num_rows, None, length, length, device=starts_BT.device)
 
 
+@cache
+def _flex() -> Callable[..., Any]:
+    """flex_attention makes the scores of all positions unless it is compiled, also where the block is not."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
 class GroupedQueryAttention(nn.Module):
     """Causal attention in which groups of query heads share a key and a value head."""
 
@@ -103,7 +112,7 @@ class GroupedQueryAttention(nn.Module):
         if config.use_flash_attention and is_square and scope is None:
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=True)
         if isinstance(scope, BlockMask):
-            gathered: Tensor = flex_attention(q, k, v, block_mask=scope, enable_gqa=True)
+            gathered: Tensor = _flex()(q, k, v, block_mask=scope, enable_gqa=True)
             return gathered
         if config.use_flash_attention and is_square and scope is not None and not dropout:
             return attend_in_pieces(q, k, v, scope, config.sliding_window)

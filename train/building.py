@@ -4,6 +4,7 @@ import torch
 
 from train.compilation import Compilation
 from train.config import RunConfig
+from train.float8 import convert_to_float8
 from train.model import ArgonneModel, Block, Part
 from train.recompute import is_recomputed
 
@@ -18,6 +19,8 @@ def build_model(config: RunConfig, part: Part | None = None) -> ArgonneModel:
         assert isinstance(block, Block)
         if is_recomputed(int(name), config.training.checkpoint_stride):
             block.recompute = config.training.activation_checkpointing
+    if config.training.precision == "float8":
+        convert_to_float8(model)
     if config.training.compile:
         # The zero-bubble schedules go through a graph's backward pass twice.
         model.compilation = Compilation(model.blocks.values(), donate_buffers=config.strategy != "pipeline")

@@ -23,6 +23,7 @@ class RunLog:
         self.metrics_path = directory / "metrics.jsonl"
         self.events_path = directory / "events.jsonl"
         self.is_writer, self.total_steps = is_writer, total_steps
+        self.on_step: Callable[[], None] = lambda: None  # called on every rank: a profiler's
         self._last_line = 0.0
 
     def rewind(self, step: int) -> None:
@@ -33,6 +34,7 @@ class RunLog:
 
     def step(self, record: dict[str, Any], is_last: bool) -> None:
         """Append the record of one step; print it if the interval is over, it was validated, or it is the last."""
+        self.on_step()
         if not self.is_writer:
             return
         with open(self.metrics_path, "a") as file:

@@ -18,6 +18,7 @@ from train.loop import Parts, train
 from train.metrics import RunLog, measured_peak_flops
 from train.optim import build_optimizer
 from train.preflight import RUN_NAME, Prepared, RunRequest, prepare, versions
+from train.profiling import profiled
 from train.recovery import StopRequest
 from train.report import plot_losses
 from train.strategy import PRECISIONS, Strategy, build_strategy
@@ -77,7 +78,8 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progr
     )
     log.event("start", step=progress.step, layout=str(prepared.layout), dataset=prepared.index.fingerprint[:12])
     try:
-        progress = train(parts, progress, prepared.last_step)
+        with profiled(request.run, rank(), request.profile, request.memory_snapshot) as log.on_step:
+            progress = train(parts, progress, prepared.last_step)
     finally:
         reader.close()
     ended = "finished" if progress.step == config.training.total_steps else "stopped"

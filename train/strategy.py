@@ -14,7 +14,7 @@ from train.data import Batch
 from train.layout import Layout
 from train.model import ArgonneModel
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "float8": torch.bfloat16}
 
 
 class Strategy(Protocol):
