@@ -10,7 +10,11 @@ from tests.helpers import run_cli
 from tests.train_helpers import random_tokens, write_tokens
 from train.profiling import SKIPPED_STEPS, check_profiling
 
-ARGUMENTS = "--nproc 1 --model.hidden-size 32 --model.num-hidden-layers 1 --model.num-attention-heads 4 --data.sequence-length 16 --data.global-batch 4 --data.validation-chunks 0 --training.total-steps 5 --training.microbatch 4"
+ARGUMENTS = (
+    "--nproc 1 --model.hidden-size 32 --model.num-hidden-layers 1 --model.num-attention-heads 4 "
+    "--data.sequence-length 16 --data.global-batch 4 --data.validation-chunks 0 "
+    "--training.total-steps 5 --training.microbatch 4"
+)
 
 
 def test_the_steps_asked_for_are_traced(tmp_path):

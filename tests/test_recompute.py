@@ -72,7 +72,7 @@ def test_nothing_is_recomputed_in_evaluation():
 
 def test_the_option_that_it_replaces_is_told():
     with pytest.raises(
-        ConfigError, match="use_gradient_checkpointing is no part of the architecture: set training.act"
+        ConfigError, match=r"use_gradient_checkpointing is no part of the architecture: set training.act"
     ):
         recipe_with_old_name()
 
