@@ -25,7 +25,7 @@ class Compilation:
             setattr(block, "forward", self._guarded(block.forward))  # noqa: B010  a method of this block alone
 
     def _guarded(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        from torch._dynamo.exc import TorchDynamoException
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
         from torch._inductor.exc import InductorError
 
         compiled = torch.compile(function, dynamic=False)
@@ -34,7 +34,7 @@ class Compilation:
             if self.failure is None:
                 try:
                     return compiled(*arguments)
-                except (TorchDynamoException, InductorError) as error:
+                except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
                     self._fail(error)
             return function(*arguments)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from shared.storage import write_file
+from train.linear import has_unused_avx512, is_plain_fp32, product
 
 LINE_INTERVAL_S = 5.0
 
@@ -77,15 +78,20 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 
 
 def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square matrix product on `device`: what mfu is a share of."""
+    """Floating-point operations a second of a large square matrix product on `device`: what mfu is a share of.
+
+    On a CPU it is by the library that the model multiplies with: a slower one would make the share look larger.
+    """
     size, tries = (8192, 10) if device.type == "cuda" else (1024, 5)
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    is_onednn = has_unused_avx512() and is_plain_fp32(matrix, matrix)
+    multiply = product if is_onednn else torch.matmul
     seconds = []
     for _ in range(tries + 1):  # the first warms up
         synchronize()
         began = time.perf_counter()
-        matrix @ matrix
+        multiply(matrix, matrix)
         synchronize()
         seconds.append(time.perf_counter() - began)
     return 2.0 * size**3 / min(seconds[1:])
