@@ -146,7 +146,7 @@ def loop_overhead_s(steps: int = 8) -> float:
         reader = ChunkReader(open_view(Path(directory) / "tokens", index, config), config, 0, 1, CPU)
         optimizer = SimpleNamespace(param_groups=[], step=lambda: None, zero_grad=lambda: None)
         parts = Parts(config, Sleeping(), optimizer, reader, None, None, None, 0.0)
-        progress, seconds = Progress(), []
+        progress, seconds = Progress(0, reader.order.cursor(0), 0, ""), []
         for _ in range(steps):
             progress, record = _step(parts, progress)
             seconds.append(record["step_s"] - COMPUTING_S)
