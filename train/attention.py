@@ -109,7 +109,8 @@ class GroupedQueryAttention(nn.Module):
         config = self.config
         dropout = config.attention_dropout if self.training else 0.0
         is_square = q.shape[2] == k.shape[2]
-        if config.use_flash_attention and is_square and scope is None:
+        is_whole = config.sliding_window is None or config.sliding_window >= k.shape[2]
+        if config.use_flash_attention and is_square and is_whole and scope is None:
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=True)
         if isinstance(scope, BlockMask):
             gathered: Tensor = _flex()(q, k, v, block_mask=scope, enable_gqa=True)
