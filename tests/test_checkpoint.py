@@ -11,7 +11,8 @@ from shared.storage import read_sealed, sha256_file, write_sealed
 from tests.train_helpers import architecture, group_of_one, plain, recipe, some_ids
 from train.checkpoint import MANIFEST_NAME, Checkpoints, Progress, load_tensors, newest_step, training_tensors
 from train.config import OptimizerConfig
-from train.model import ArgonneModel, token_loss
+from train.loss import token_loss
+from train.model import ArgonneModel
 from train.optim import build_optimizer
 
 IDENTITY = {

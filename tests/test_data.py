@@ -9,7 +9,7 @@ from shared.errors import FormatError
 from shared.format import tokens_path
 from tests.train_helpers import recipe, write_tokens
 from train.data import Batch, ChunkReader, chain_digest, reading_order
-from train.model import IGNORED
+from train.loss import IGNORED
 from train.views import open_view
 
 CPU = torch.device("cpu")

@@ -4,8 +4,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shared.errors import ConfigError
 from tests.train_helpers import architecture, lively_model, recipe, some_ids
+from train.attention import visible
 from train.layout import Layout, block_parameters, flops_per_token, lay_out
-from train.model import ArgonneModel, token_loss, visible
+from train.loss import token_loss
+from train.model import ArgonneModel
 
 # ranks as a grid
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tests.train_helpers import architecture, recipe, some_ids
+from train.building import build_model
 from train.counting import Kept
 from train.layout import block_parameters, lay_out, num_parameters
 from train.memory import (
@@ -14,7 +15,7 @@ from train.memory import (
     stage_bytes,
     state_bytes,
 )
-from train.model import ArgonneModel, Part
+from train.model import Part
 from train.strategy import precision_context
 
 CPU = torch.device("cpu")
@@ -73,7 +74,8 @@ def test_a_sharded_pipeline_holds_a_share_of_each_stage():
 
 def kept_bytes(config, part):
     """What autograd keeps of a forward pass of a part, the copies that autocast makes of weights aside."""
-    model = ArgonneModel(config.model, part)
+    model = build_model(config, part)
+    model.to_empty(device=CPU)
     model.initialize(0)
     size = config.training.microbatch, config.data.sequence_length
     hidden = torch.randn(*size, config.model.hidden_size, requires_grad=True)
@@ -85,16 +87,16 @@ def kept_bytes(config, part):
 
 
 @pytest.mark.parametrize(("precision", "flash"), [("fp32", True), ("fp32", False), ("bf16", True)])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_autograd_keeps_of_a_block_what_the_formula_says(precision, checkpointing, flash):
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_autograd_keeps_of_a_block_what_the_formula_says(precision, recompute, flash):
     config = recipe(
         **WIDE,
         training__precision=precision,
-        model__use_gradient_checkpointing=checkpointing,
+        training__activation_checkpointing=recompute,
         model__use_flash_attention=flash,
     )
-    formula = block_activation_bytes(config)
-    if not checkpointing:
+    formula = block_activation_bytes(config, recompute)
+    if recompute == "none":
         formula += rotary_bytes(config) + 2 * block_parameters(config.model) * (precision == "bf16")
     measured = kept_bytes(config, Part(range(1), is_first=False, is_last=False))
     assert measured == pytest.approx(formula, rel=0.1)
@@ -112,7 +114,7 @@ def test_the_first_stage_holds_the_activations_of_the_most_microbatches():
     config = recipe(**changes, data__global_batch=8, data__validation_chunks=0, training__microbatch=1)
     sizes = activation_bytes(config, lay_out(config, 4), [range(n, n + 1) for n in range(4)])
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[1] == 3 * (block_activation_bytes(config) + rotary_bytes(config))
+    assert sizes[1] == 3 * (block_activation_bytes(config, "none") + rotary_bytes(config))
 
 
 def test_a_stage_has_room_for_the_layers_that_its_memory_holds():
@@ -130,6 +132,16 @@ def test_a_stage_has_room_for_the_layers_that_its_memory_holds():
 
 
 def test_recomputing_blocks_holds_less():
-    plain, recomputing = recipe(), recipe(model__use_gradient_checkpointing=True)
-    assert block_activation_bytes(plain) > 5 * block_activation_bytes(recomputing)
-    assert block_activation_bytes(plain, "full") == block_activation_bytes(recomputing)
+    sizes = [block_activation_bytes(recipe(**WIDE), recompute) for recompute in ("full", "selective", "none")]
+    assert sizes[2] > 1.3 * sizes[1] > 1.3 * 5 * sizes[0]
+
+
+def test_a_longer_stride_holds_more():
+    def held(stride):
+        changes = {"training__activation_checkpointing": "full", "training__checkpoint_stride": stride}
+        config = recipe(**changes, model__num_hidden_layers=4)
+        return activation_bytes(config, lay_out(config, 1), [range(4)])[0]
+
+    assert held(1) < held(2) < held(4)
+    difference = block_activation_bytes(recipe(), "none") - block_activation_bytes(recipe(), "full")
+    assert held(2) - held(1) == 2 * difference

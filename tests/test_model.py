@@ -9,10 +9,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from shared.errors import ConfigError
 from tests.train_helpers import architecture, lively_model, recipe, some_ids, write_tokens
 from train.architecture import ArgonneConfig
+from train.attention import visible
 from train.config import load_recipe
 from train.data import ChunkReader
+from train.layers import rotary_table, rotate
 from train.layout import num_parameters
-from train.model import IGNORED, ArgonneModel, Part, rotary_table, rotate, token_loss, visible, whole
+from train.loss import IGNORED, token_loss
+from train.model import ArgonneModel, Part, whole
 from train.sample import Sampling, generate
 from train.views import open_view
 
@@ -366,14 +369,6 @@ def calls_fused_attention(config):
     return "scaled_dot_product_attention" in calls.names
 
 
-def kept_for_backward(config):
-    kept = []
-    model = lively_model(config).train()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()), lambda _: None):
-        model(some_ids())
-    return sum(kept)
-
-
 def sampled(config):
     """What follows a few prompts, and an empty prompt."""
     model = lively_model(config)
@@ -411,7 +406,8 @@ FIELDS = [
     ("rope_theta", 10_000.0, 500_000.0, logits),
     ("sliding_window", None, 3, logits),
     ("use_flash_attention", True, False, calls_fused_attention),
-    ("use_gradient_checkpointing", False, True, kept_for_backward),
+    ("qk_norm", False, True, shapes),
+    ("logit_softcap", None, 2.0, logits),
     ("tie_word_embeddings", True, False, shapes),
     ("attention_bias", False, True, shapes),
     ("mlp_bias", False, True, shapes),
@@ -446,17 +442,6 @@ def test_a_window_as_long_as_the_text_is_none():
     torch.testing.assert_close(
         logits(architecture(sliding_window=12)), logits(architecture(sliding_window=None)), atol=1e-5, rtol=1e-5
     )
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_gradient_checkpointing_gives_equal_gradients(dropout):
-    gradients = []
-    for recompute in (False, True):
-        model = lively_model(architecture(use_gradient_checkpointing=recompute, hidden_dropout=dropout)).train()
-        torch.manual_seed(7)
-        token_loss(model(some_ids()), some_ids(seed=1)).backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("field", ["attention_dropout", "hidden_dropout"])

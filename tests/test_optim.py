@@ -5,7 +5,8 @@ import torch
 
 from tests.train_helpers import architecture, some_ids
 from train.config import OptimizerConfig
-from train.model import ArgonneModel, Part, token_loss
+from train.loss import token_loss
+from train.model import ArgonneModel, Part
 from train.optim import build_optimizer, create_state, group_of, set_learning_rates
 from train.pipeline import _gradient
 from train.strategy import clip_gradients, evaluating, squared_norm

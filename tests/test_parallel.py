@@ -36,7 +36,7 @@ CASES = {
     "interleaved": {**PIPELINE, "pipeline__schedule": "interleaved-1f1b"},
     "zero-bubble": {**PIPELINE, "pipeline__schedule": "zero-bubble"},
     "measured": {**PIPELINE, "pipeline__split": "measured"},
-    "recomputed": {**PIPELINE, "pipeline__schedule": "zero-bubble", "model__use_gradient_checkpointing": True},
+    "recomputed": {**PIPELINE, "pipeline__schedule": "zero-bubble", "training__activation_checkpointing": "full"},
     "bf16": {**PIPELINE, "pipeline__schedule": "zero-bubble", "training__precision": "bf16"},
     "bf16-fsdp": {**BASE, "training__precision": "bf16"},
 }

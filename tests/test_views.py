@@ -17,7 +17,7 @@ from preprocess.pack import pack
 from shared.errors import FormatError
 from tests.train_helpers import recipe, write_documents
 from train.data import ChunkReader, chain_digest
-from train.model import IGNORED
+from train.loss import IGNORED
 from train.views import open_view
 
 CPU = torch.device("cpu")

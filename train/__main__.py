@@ -33,6 +33,10 @@ class RunOptions:
     """Processes. None: as many as there are GPUs, or 2."""
     stop_step: int | None = None
     """End after this step, saved; the schedule stays that of training.total-steps."""
+    profile: int | None = None
+    """Write a trace of so many steps to RUN/profile-rank0.json, for chrome://tracing or ui.perfetto.dev."""
+    memory_snapshot: bool = False
+    """Write every allocation of a GPU to RUN/memory-rank0.pickle, for pytorch.org/memory_viz."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ def run(arguments: Sequence[str]) -> int:
 
     default = RunOptions(tyro.MISSING, tyro.MISSING, _recipe(arguments, RunOptions.recipe))
     options = tyro.cli(RunOptions, args=arguments, default=default, prog="python -m train run")
-    request = RunRequest(options.tokens, options.run, options.config, options.stop_step)
+    request = RunRequest(
+        options.tokens, options.run, options.config, options.stop_step, options.profile, options.memory_snapshot
+    )
     if "RANK" in os.environ:
         from train.run import run as run_rank
 

@@ -19,11 +19,16 @@ C = TypeVar("C", bound=type)
 def rename_legacy(names: Mapping[str, Any]) -> dict[str, Any]:
     """`names` with the Argonne 1.x names replaced by today's.
 
-    Raises: ConfigError if an old and a new name are both given and differ.
+    Raises: ConfigError if an old and a new name are both given and differ, or a name has gone.
 
     >>> rename_legacy({"n_layer": 2, "hidden_size": 64})
     {'hidden_size': 64, 'num_hidden_layers': 2}
     """
+    if "use_gradient_checkpointing" in names:
+        raise ConfigError(
+            "model.use_gradient_checkpointing is no part of the architecture: set training.activation_checkpointing to "
+            "full, selective or none"
+        )
     renamed = {name: value for name, value in names.items() if name not in LEGACY_NAMES}
     for old, new in LEGACY_NAMES.items():
         if old in names and renamed.setdefault(new, names[old]) != names[old]:
@@ -68,8 +73,10 @@ class ArgonneConfig:
     """Tokens a token attends to, itself included. None: all before it."""
     use_flash_attention: bool = True
     """Fused attention. False: plain matrix products with the softmax in fp32."""
-    use_gradient_checkpointing: bool = False
-    """Keep only each block's input and compute the block again in the backward pass."""
+    qk_norm: bool = False
+    """Norm each head's queries and keys. Source: Henry et al., Query-Key Normalization, arXiv 2010.04245."""
+    logit_softcap: float | None = None
+    """Keep the logits within +-this, smoothly. Source: Gemma 2, arXiv 2408.00118."""
     tie_word_embeddings: bool = True
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -86,6 +93,8 @@ class ArgonneConfig:
         for name in ("vocab_size", "num_key_value_heads", "intermediate_size", "sliding_window"):
             if getattr(self, name) is not None:
                 at_least(f"model.{name}", getattr(self, name), 1)
+        if self.logit_softcap is not None and self.logit_softcap <= 0:
+            raise ConfigError(f"model.logit_softcap {self.logit_softcap} is too small: more than 0 is wanted")
         for name in ("attention_dropout", "hidden_dropout"):
             below_one(f"model.{name}", getattr(self, name))
         heads = self.num_attention_heads

@@ -1,12 +1,27 @@
-"""A model as a recipe wants it."""
+"""A model as a recipe's [training] and [data] want it: which blocks recompute, in which precision, compiled or not."""
 
 import torch
 
+from train.compilation import Compilation
 from train.config import RunConfig
-from train.model import ArgonneModel, Part
+from train.float8 import convert_to_float8
+from train.model import ArgonneModel, Block, Part
+from train.recompute import is_recomputed
 
 
 def build_model(config: RunConfig, part: Part | None = None) -> ArgonneModel:
     """The model, or a part of it, on the meta device: still to be sharded, materialized and initialized."""
     with torch.device("meta"):
-        return ArgonneModel(config.model, part)
+        model = ArgonneModel(config.model, part)
+    model.document_mask, model.restart_positions = config.data.document_mask, config.data.restart_positions
+    model.z_loss = config.training.z_loss
+    for name, block in model.blocks.items():
+        assert isinstance(block, Block)
+        if is_recomputed(int(name), config.training.checkpoint_stride):
+            block.recompute = config.training.activation_checkpointing
+    if config.training.precision == "float8":
+        convert_to_float8(model)
+    if config.training.compile:
+        # The zero-bubble schedules go through a graph's backward pass twice.
+        model.compilation = Compilation(model.blocks.values(), donate_buffers=config.strategy != "pipeline")
+    return model

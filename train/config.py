@@ -8,6 +8,7 @@ from shared.config import read_toml, structure
 from shared.errors import ConfigError
 from train.architecture import ArgonneConfig, at_least, below_one, nearest_multiple, rename_legacy
 
+Recompute = Literal["none", "selective", "full"]
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -98,8 +99,18 @@ class TrainingConfig:
     """The same in tokens, instead of total_steps; the last step may go past it."""
     microbatch: int = 1
     """Sequences that a rank puts through the model at once."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of matrix products; weights, reductions and the loss are fp32 in both."""
+    precision: Literal["fp32", "bf16", "float8"] = "fp32"
+    """Of matrix products; weights, reductions and the loss are fp32 in all. float8: bf16, and the projections of the
+    blocks by torchao in float8, on a GPU that has it."""
+    compile: bool = False
+    """Compile the blocks, one graph for all. Where that fails they run as they are, and events.jsonl says so."""
+    activation_checkpointing: Recompute = "none"
+    """What is computed again in the backward pass. selective: all but matrix products and attention. full: everything
+    but a block's input."""
+    checkpoint_stride: int = 1
+    """Every so many blocks are checkpointed."""
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's denominator in the gradient; reported losses are without it."""
     seed: int = 0
     """Of the weights, the shuffled order and dropout."""
     validate_every: int | None = None
@@ -107,6 +118,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         at_least("training.microbatch", self.microbatch, 1)
+        at_least("training.checkpoint_stride", self.checkpoint_stride, 1)
+        at_least("training.z_loss", self.z_loss, 0)
         for name in ("total_steps", "total_tokens", "validate_every"):
             if getattr(self, name) is not None:
                 at_least(f"training.{name}", getattr(self, name), 1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from shared.cursor import Chunks, ReadingOrder, rank_positions
 from train.buffers import Widening
 from train.config import RunConfig
-from train.model import IGNORED
+from train.loss import IGNORED
 from train.places import Places
 from train.sequences import DIGEST_BYTES
 from train.views import View

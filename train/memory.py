@@ -1,25 +1,25 @@
 """Pure: the bytes that a rank holds of weights, gradients, optimizer state and activations."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from train.bubble import held_parts
-from train.config import RunConfig
+from train.config import Recompute, RunConfig
 from train.layout import Layout, block_parameters, num_parameters
+from train.loss import CHUNK_ROWS
+from train.recompute import is_recomputed
 from train.split import computed_costs, split_layers
 from train.traffic import block_shapes, end_shapes, padded
 
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments of AdamW
-Checkpointing = Literal["none", "full"]
 
 
 def stage_bytes(config: RunConfig, layout: Layout) -> list[int]:
-    """Bytes of weights, gradients, optimizer state and one microbatch's logits on a rank of each stage.
+    """Bytes of weights, gradients, optimizer state and one chunk's logits on a rank of each stage.
 
     A lower bound: activations come on top.
     """
     model = config.model
-    logits = config.training.microbatch * config.data.sequence_length * model.vocab * 4
+    logits = min(_tokens(config), *CHUNK_ROWS.values()) * model.vocab * 4
     if config.strategy == "fsdp":
         return [num_parameters(model) * BYTES_PER_PARAMETER // layout.shards + logits]
     sizes = [number * BYTES_PER_PARAMETER // layout.shards for number in stage_parameters(config, layout)]
@@ -61,10 +61,11 @@ def activation_bytes(config: RunConfig, layout: Layout, parts: Sequence[range]) 
         held = 1
         if config.strategy == "pipeline":
             held = held_parts(config.pipeline.schedule, layout.num_stages, layout.parts, layout.microbatches, stage)
-        layers = sum(len(layers) for layers in parts[stage :: layout.num_stages])
-        blocks = layers * block_activation_bytes(config)
+        layers = [number for part in parts[stage :: layout.num_stages] for number in part]
+        blocks = sum(block_activation_bytes(config, recompute_of(config, number)) for number in layers)
+        casts = sum(_cast_bytes(config, layout, recompute_of(config, number)) for number in layers)
         ends = (stage == 0) * embedding_activation_bytes(config) + layout.parts * rotary_bytes(config)
-        sizes.append(held * (blocks + ends) // layout.parts + layers * _cast_bytes(config, layout))
+        sizes.append(held * (blocks + ends) // layout.parts + casts)
     sizes[-1] += head_activation_bytes(config)  # the backward pass of the last part follows its forward pass at once
     return sizes
 
@@ -78,16 +79,21 @@ def most_layers(config: RunConfig, layout: Layout, memory_bytes: int) -> list[in
         ends = padded(end_shapes(config.model, is_first=is_first, is_last=is_last), layout.shards)
         block = padded(block_shapes(config.model), layout.shards)
         left = memory_bytes - ends // layout.shards * BYTES_PER_PARAMETER - is_last * head_activation_bytes(config)
-        each = block // layout.shards * BYTES_PER_PARAMETER + held * block_activation_bytes(config) // layout.parts
+        kept = max(block_activation_bytes(config, recompute_of(config, number)) for number in range(2))
+        each = block // layout.shards * BYTES_PER_PARAMETER + held * kept // layout.parts
         counts.append(max(left // each, 0))
     return counts
 
 
-def block_activation_bytes(config: RunConfig, checkpointing: Checkpointing | None = None) -> int:
+def recompute_of(config: RunConfig, number: int) -> Recompute:
+    """What the block of that number computes again in its backward pass."""
+    training = config.training
+    return training.activation_checkpointing if is_recomputed(number, training.checkpoint_stride) else "none"
+
+
+def block_activation_bytes(config: RunConfig, recompute: Recompute) -> int:
     """Bytes that autograd keeps of a block's forward pass of one microbatch, computed eagerly by fused attention."""
     model = config.model
-    if checkpointing is None:
-        checkpointing = "full" if model.use_gradient_checkpointing else "none"
     width, kv_width = model.hidden_size, model.kv_heads * model.head_dim
     narrow = 4 if config.training.precision == "fp32" else 2  # bytes of what matrix products read
     normed = 2 * 4 * width + 4 + narrow * width  # a norm's input, scaled input and scale in fp32; its output
@@ -100,8 +106,13 @@ def block_activation_bytes(config: RunConfig, checkpointing: Checkpointing | Non
     )  # q, k, v, gathered; log-sums
     if not model.use_flash_attention:
         attention += 4 * model.num_attention_heads * config.data.sequence_length
-    each = 4 * width if checkpointing == "full" else 2 * normed + attention + narrow * 4 * model.feed_forward
-    return _tokens(config) * each
+    products = narrow * (4 * width + 2 * kv_width + 2 * model.feed_forward) + 4 * model.num_attention_heads
+    each = {
+        "none": 2 * normed + attention + narrow * 4 * model.feed_forward,
+        "selective": 4 * width + products,  # the block's input; what each product and attention gave, and log-sums
+        "full": 4 * width,
+    }
+    return _tokens(config) * each[recompute]
 
 
 def embedding_activation_bytes(config: RunConfig) -> int:
@@ -109,10 +120,10 @@ def embedding_activation_bytes(config: RunConfig) -> int:
     return _tokens(config) * 8
 
 
-def _cast_bytes(config: RunConfig, layout: Layout) -> int:
+def _cast_bytes(config: RunConfig, layout: Layout, recompute: Recompute) -> int:
     """Of a block's weights in bf16, where they are cast and not gathered in it, until the end of the step."""
     is_gathered = config.strategy == "fsdp" or layout.shards > 1
-    is_cast = config.training.precision == "bf16" and not config.model.use_gradient_checkpointing and not is_gathered
+    is_cast = config.training.precision != "fp32" and recompute != "full" and not is_gathered
     return 2 * block_parameters(config.model) if is_cast else 0
 
 
@@ -122,11 +133,9 @@ def rotary_bytes(config: RunConfig) -> int:
 
 
 def head_activation_bytes(config: RunConfig) -> int:
-    """Of the last norm, the head and the loss: what the norm keeps, log-probabilities, targets, the weight in bf16."""
-    narrow = 4 if config.training.precision == "fp32" else 2
-    each = 2 * 4 * config.model.hidden_size + 4 + narrow * config.model.hidden_size + 4 * config.model.vocab + 8
-    cast = 0 if config.training.precision == "fp32" else 2 * config.model.vocab * config.model.hidden_size
-    return _tokens(config) * each + cast
+    """Of the last norm and the loss: what the norm keeps, the gradients of hidden states and of the head's weight."""
+    each = 2 * 4 * config.model.hidden_size + 4 + 4 * config.model.hidden_size
+    return _tokens(config) * each + 4 * config.model.vocab * config.model.hidden_size
 
 
 def _tokens(config: RunConfig) -> int:

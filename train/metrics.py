@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from shared.storage import write_file
+from train.linear import has_unused_avx512, is_plain_fp32, product
 
 LINE_INTERVAL_S = 5.0
 
@@ -23,6 +24,7 @@ class RunLog:
         self.metrics_path = directory / "metrics.jsonl"
         self.events_path = directory / "events.jsonl"
         self.is_writer, self.total_steps = is_writer, total_steps
+        self.on_step: Callable[[], None] = lambda: None  # called on every rank: a profiler's
         self._last_line = 0.0
 
     def rewind(self, step: int) -> None:
@@ -33,6 +35,7 @@ class RunLog:
 
     def step(self, record: dict[str, Any], is_last: bool) -> None:
         """Append the record of one step; print it if the interval is over, it was validated, or it is the last."""
+        self.on_step()
         if not self.is_writer:
             return
         with open(self.metrics_path, "a") as file:
@@ -75,15 +78,20 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 
 
 def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square matrix product on `device`: what mfu is a share of."""
+    """Floating-point operations a second of a large square matrix product on `device`: what mfu is a share of.
+
+    On a CPU it is by the library that the model multiplies with: a slower one would make the share look larger.
+    """
     size, tries = (8192, 10) if device.type == "cuda" else (1024, 5)
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    is_onednn = has_unused_avx512() and is_plain_fp32(matrix, matrix)
+    multiply = product if is_onednn else torch.matmul
     seconds = []
     for _ in range(tries + 1):  # the first warms up
         synchronize()
         began = time.perf_counter()
-        matrix @ matrix
+        multiply(matrix, matrix)
         synchronize()
         seconds.append(time.perf_counter() - began)
     return 2.0 * size**3 / min(seconds[1:])

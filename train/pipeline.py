@@ -54,10 +54,6 @@ class PipelineStrategy:
         numbers = range(grid.stage, layout.num_parts, layout.num_stages)
         self.parts = [self._build_part(number, grid.weights) for number in numbers]
         self.model = _merged(self.parts)
-        if config.pipeline.schedule == "zero-bubble":
-            torch._functorch.config.donated_buffer = (
-                False  # a compiled backward pass runs twice, for inputs and weights
-            )
         self.schedule = SCHEDULES[config.pipeline.schedule](
             [self._build_stage(number, part) for number, part in zip(numbers, self.parts, strict=True)],
             layout.microbatches,

@@ -25,6 +25,7 @@ RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
 CHANGEABLE = {
     *("strategy", "pipeline", "fsdp", "checkpoint", "training.microbatch", "training.validate_every"),
+    *("training.compile", "training.activation_checkpointing", "training.checkpoint_stride"),
     "data.global_batch",
 }
 """What of a recipe may differ when a run is continued: nothing that the order of its data depends on, and nothing that
@@ -42,6 +43,10 @@ class RunRequest:
     config: RunConfig
     stop_step: int | None = None
     """End here, saved, without changing the schedule."""
+    profile: int | None = None
+    """Steps of which a trace is written into the run's directory."""
+    memory_snapshot: bool = False
+    """Write the allocations of every GPU into the run's directory."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
     """
     if request.stop_step is not None:
         at_least("stop-step", request.stop_step, 1)
+    _check_device(request)
     index = read_index(request.tokens)
     view = open_view(request.tokens, index, request.config)
     view.check()
@@ -99,6 +105,16 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
     prepared = Prepared(request, config, index, view, order, layout, *(validation or ()))
     _check_run(prepared)
     return prepared
+
+
+def _check_device(request: RunRequest) -> None:
+    """Raises: ConfigError if this machine's devices cannot do what is asked for."""
+    from train.float8 import check_float8
+    from train.profiling import check_profiling
+
+    check_profiling(request.profile, request.memory_snapshot)
+    if request.config.training.precision == "float8":
+        check_float8()
 
 
 def _check_tokenizer(tokens: Path, index: Index) -> None:

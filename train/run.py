@@ -18,6 +18,7 @@ from train.loop import Parts, train
 from train.metrics import RunLog, measured_peak_flops
 from train.optim import build_optimizer
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, RunRequest, changes, prepare, versions
+from train.profiling import profiled
 from train.recovery import StopRequest
 from train.report import plot_losses
 from train.schedule import why_not_annealed
@@ -58,6 +59,9 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed:
     config, request = prepared.config, prepared.request
     log = RunLog(request.run, rank() == 0, config.total_steps)
     strategy = build_strategy(config, prepared.layout, device)
+    for part in strategy.parts:
+        if part.compilation is not None:
+            part.compilation.report = lambda reason: log.event("eager", reason=reason)
     optimizer = build_optimizer(config.optimizer, strategy.model)
     checkpoints = Checkpoints(request.run / CHECKPOINTS_NAME, config.checkpoint.keep, prepared.identity)
     progress = _resume(prepared, checkpoints, strategy, optimizer, log)
@@ -82,7 +86,8 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed:
     if problem := why_not_annealed(config, prepared.last_step):
         log.event("warning", problem=problem)
     try:
-        progress = train(parts, progress, prepared.last_step)
+        with profiled(request.run, rank(), request.profile, request.memory_snapshot) as log.on_step:
+            progress = train(parts, progress, prepared.last_step)
     finally:
         reader.close()
     ended = "finished" if progress.step == config.total_steps else "stopped"

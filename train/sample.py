@@ -13,9 +13,10 @@ from shared.config import structure
 from shared.errors import ConfigError, FormatError
 from shared.format import TOKENIZER_NAME
 from shared.storage import read_sealed, sha256_file
+from train.attention import KeyValueCache
 from train.checkpoint import MANIFEST_NAME, Checkpoints, load_tensors
 from train.config import RunConfig
-from train.model import ArgonneModel, KeyValueCache
+from train.model import ArgonneModel
 from train.preflight import CHECKPOINTS_NAME
 from train.strategy import evaluating
 

@@ -1,6 +1,6 @@
 """What the loop knows of parallelism: one protocol. fsdp.py and pipeline.py implement it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from train.grid import Grid
 from train.layout import Layout
 from train.model import ArgonneModel
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "float8": torch.bfloat16}
 
 
 class Strategy(Protocol):
@@ -24,6 +24,10 @@ class Strategy(Protocol):
     @property
     def model(self) -> nn.Module:
         """What this rank holds of the model, under the names of the whole model."""
+
+    @property
+    def parts(self) -> Sequence[ArgonneModel]:
+        """The parts of the model that this rank holds, in the order of their layers."""
 
     @property
     def dp_rank(self) -> int:
