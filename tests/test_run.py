@@ -82,12 +82,8 @@ def executed(tokens, directory, stop, stop_step=None, **changes):
     prepared = prepare(RunRequest(tokens, directory, recipe(**changes), stop_step), 1)
     progress = execute(prepared, CPU, stop)
     records = read_metrics(directory)
-    reader = ChunkReader(prepared.view, prepared.config, 0, 1, CPU)
-    first = reader.fetch(0)[0]
-    reader.close()
     return {
         "progress": progress,
-        "starts": None if first.starts_BT is None else first.starts_BT.tolist(),
         "records": [{key: value for key, value in record.items() if key not in TIMES} for record in records],
         "checkpoints": sorted(path.name for path in (directory / "checkpoints").iterdir()),
         "events": [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()],
@@ -135,11 +131,6 @@ def warnings(outcome):
     return [event["problem"] for event in outcome["events"] if event["event"] == "warning"]
 
 
-def starts(outcome):
-    """Of the documents in the first batch: what a model needs for either option."""
-    return outcome["starts"]
-
-
 def layout(outcome):
     return outcome["events"][0]["layout"]
 
@@ -149,8 +140,8 @@ OPTIONS = [
     ("data__global_batch", 2, data),
     ("data__order", "natural", data),
     ("data__packing", "best-fit", data),
-    ("data__document_mask", True, starts),
-    ("data__restart_positions", True, starts),
+    ("data__document_mask", True, losses),
+    ("data__restart_positions", True, losses),
     ("data__validation_chunks", 8, validation_losses),
     ("data__validation", "split", validation_losses),
     ("data__validation", "split", data),
@@ -193,8 +184,6 @@ ON_SEVERAL_RANKS = {  # tests/test_parallel.py
 
 
 TESTED_ELSEWHERE = {
-    "pipeline__stages",
-    *("data__document_mask", "data__restart_positions"),  # tests/test_attention.py
     *("training__activation_checkpointing", "training__checkpoint_stride"),  # tests/test_recompute.py
     "training__compile",  # tests/test_compilation.py
 }

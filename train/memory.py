@@ -66,7 +66,9 @@ def activation_bytes(config: RunConfig, layout: Layout, parts: Sequence[range]) 
         casts = sum(_cast_bytes(config, layout, recompute_of(config, number)) for number in layers)
         ends = (stage == 0) * embedding_activation_bytes(config) + layout.parts * rotary_bytes(config)
         sizes.append(held * (blocks + ends) // layout.parts + casts)
-    sizes[-1] += head_activation_bytes(config)  # the backward pass of the last part follows its forward pass at once
+    # The backward pass of the last part follows its forward pass at once; zero-bubble puts off the weights' half of it.
+    heads = 2 if config.strategy == "pipeline" and config.pipeline.schedule == "zero-bubble" else 1
+    sizes[-1] += heads * head_activation_bytes(config)
     return sizes
 
 
