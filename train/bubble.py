@@ -50,7 +50,7 @@ def _too_many(stages: int, parts: int, layers: int) -> str:
 
 
 def _does_not_fill(config: RunConfig, stages: int, dp_size: int, microbatches: int) -> str:
-    batch, microbatch = config.data.global_batch, config.training.microbatch
+    batch, microbatch = config.data.global_batch, config.microbatch
     if microbatches < stages:
         return (
             f"{microbatches} microbatches cannot fill {stages} pipeline stages ({config.pipeline.schedule} needs at "

@@ -1,6 +1,6 @@
 """What a run is asked to do: frozen dataclasses. Recipes (recipes/*.toml) are their instances."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -97,8 +97,8 @@ class TrainingConfig:
     """Where the schedule ends; `--stop-step` ends a run earlier without changing it."""
     total_tokens: int | None = None
     """The same in tokens, instead of total_steps; the last step may go past it."""
-    microbatch: int = 1
-    """Sequences that a rank puts through the model at once."""
+    microbatch: int | None = None
+    """Sequences that a rank puts through the model at once. None: the fastest, measured before the first step."""
     precision: Literal["fp32", "bf16", "float8"] = "fp32"
     """Of matrix products; weights, reductions and the loss are fp32 in all. float8: bf16, and the projections of the
     blocks by torchao in float8, on a GPU that has it."""
@@ -117,10 +117,9 @@ class TrainingConfig:
     """Steps. None: only after the last step."""
 
     def __post_init__(self) -> None:
-        at_least("training.microbatch", self.microbatch, 1)
         at_least("training.checkpoint_stride", self.checkpoint_stride, 1)
         at_least("training.z_loss", self.z_loss, 0)
-        for name in ("total_steps", "total_tokens", "validate_every"):
+        for name in ("total_steps", "total_tokens", "microbatch", "validate_every"):
             if getattr(self, name) is not None:
                 at_least(f"training.{name}", getattr(self, name), 1)
         if self.total_steps is not None and self.total_tokens is not None:
@@ -208,6 +207,15 @@ class RunConfig:
                 f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}: shorten the one or raise the other"
             )
+
+    @property
+    def microbatch(self) -> int:
+        """Sequences that a rank puts through the model at once: 1 as long as nobody has chosen."""
+        return self.training.microbatch or 1
+
+    def with_microbatch(self, microbatch: int) -> "RunConfig":
+        """The same with another microbatch."""
+        return replace(self, training=replace(self.training, microbatch=microbatch))
 
     @property
     def total_steps(self) -> int:

@@ -38,7 +38,7 @@ def _room(config: RunConfig, layout: Layout, device: torch.device) -> list[int] 
 
 def measured_costs(config: RunConfig, device: torch.device) -> Costs:
     """Seconds of the forward and backward pass of one microbatch."""
-    size = config.training.microbatch, config.data.sequence_length
+    size = config.microbatch, config.data.sequence_length
     ids = torch.randint(0, config.model.vocab, size, device=device)
     hidden = torch.randn(*size, config.model.hidden_size, device=device, requires_grad=True)
 

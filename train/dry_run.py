@@ -65,7 +65,7 @@ def _drive(config: RunConfig, layout: Layout, grid: Grid) -> Seen:
     strategy = kind(config, layout, CPU, grid)
     if isinstance(strategy, PipelineStrategy):
         strategy.schedule._warmup_p2p = _agree  # asks the neighbours, of which there are none
-    size = config.training.microbatch * layout.microbatches, config.data.sequence_length
+    size = config.microbatch * layout.microbatches, config.data.sequence_length
     ids = torch.zeros(size, dtype=torch.long)
     batch = Batch(ids, ids, math.prod(size) * layout.dp_size, np.empty((0, 0), np.uint8))
     with Kept() as kept, Counted() as counted:

@@ -40,6 +40,10 @@ class FullyShardedStrategy:
         self.sharded = shard(self.model, grid.weights, config, self.reshards)
         materialize(self.model, config, device)
 
+    def use_microbatch(self, config: RunConfig, layout: Layout) -> None:
+        """See Strategy."""
+        self.config, self.layout = config, layout
+
     def forward_backward(self, batch: Batch) -> Tensor:
         """See Strategy. Gradients travel once, after the last microbatch."""
         total = torch.zeros((), device=self.device)

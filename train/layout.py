@@ -54,7 +54,7 @@ def lay_out(config: RunConfig, world_size: int) -> Layout:
     if world_size % stages:
         raise ConfigError(f"NPROC {world_size} is not a multiple of pipeline.stages {stages}: change one of them")
     dp_size = world_size // stages
-    batch, microbatch = config.data.global_batch, config.training.microbatch
+    batch, microbatch = config.data.global_batch, config.microbatch
     if batch % (dp_size * microbatch):
         raise ConfigError(
             f"data.global_batch {batch} does not divide into microbatches of {microbatch} on {dp_size} data-parallel "

@@ -141,4 +141,4 @@ def head_activation_bytes(config: RunConfig) -> int:
 
 
 def _tokens(config: RunConfig) -> int:
-    return config.training.microbatch * config.data.sequence_length
+    return config.microbatch * config.data.sequence_length

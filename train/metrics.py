@@ -50,7 +50,8 @@ class RunLog:
             return
         with open(self.events_path, "a") as file:
             file.write(json.dumps({"time": time.time(), "event": name, **details}) + "\n")
-        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in details.items()), flush=True)
+        said = details.get("problem") or ", ".join(f"{key} {value}" for key, value in details.items())
+        print(f"{name}: {said}", flush=True)
 
     def _line(self, record: dict[str, Any]) -> str:
         left_s = (self.total_steps - record["step"]) * record["step_s"]

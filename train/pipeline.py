@@ -51,16 +51,21 @@ class PipelineStrategy:
         self.stopwatch, self.step_clock = Stopwatch(device), Stopwatch(device)
 
         self.split, self.costs = choose_split(config, layout, device)
-        numbers = range(grid.stage, layout.num_parts, layout.num_stages)
-        self.parts = [self._build_part(number, grid.weights) for number in numbers]
+        self.numbers = range(grid.stage, layout.num_parts, layout.num_stages)
+        self.parts = [self._build_part(number, grid.weights) for number in self.numbers]
         self.model = _merged(self.parts)
+        self.num_targets = 1
+        self.use_microbatch(config, layout)
+
+    def use_microbatch(self, config: RunConfig, layout: Layout) -> None:
+        """See Strategy. Stages and their schedule are of one shape; the modules in them stay."""
+        self.config, self.layout = config, layout
         self.schedule = SCHEDULES[config.pipeline.schedule](
-            [self._build_stage(number, part) for number, part in zip(numbers, self.parts, strict=True)],
+            [self._build_stage(number, part) for number, part in zip(self.numbers, self.parts, strict=True)],
             layout.microbatches,
             loss_fn=self._loss,
             scale_grads=False,
         )
-        self.num_targets = 1
 
     def forward_backward(self, batch: Batch) -> Tensor:
         """See Strategy."""
@@ -111,7 +116,7 @@ class PipelineStrategy:
 
     def _build_stage(self, number: int, part: ArgonneModel) -> Stage:
         """With the shapes of what it takes and gives, so that the ranks need not ask each other."""
-        size = self.config.training.microbatch, self.config.data.sequence_length
+        size = self.config.microbatch, self.config.data.sequence_length
         hidden = torch.empty(*size, self.config.model.hidden_size, device="meta", requires_grad=True)
         ids, loss = (
             torch.empty(size, dtype=torch.long, device="meta"),

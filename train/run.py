@@ -16,6 +16,7 @@ from train.data import ChunkReader
 from train.layout import flops_per_token
 from train.loop import Parts, train
 from train.metrics import RunLog, measured_peak_flops
+from train.microbatch import MICROBATCH_NAME, choose_microbatch, fastest
 from train.optim import build_optimizer
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, RunRequest, changes, prepare, versions
 from train.profiling import profiled
@@ -62,6 +63,7 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed:
     for part in strategy.parts:
         if part.compilation is not None:
             part.compilation.report = lambda reason: log.event("eager", reason=reason)
+    layout, trials = choose_microbatch(strategy, config, prepared.layout, device, request.run / MICROBATCH_NAME)
     optimizer = build_optimizer(config.optimizer, strategy.model)
     checkpoints = Checkpoints(request.run / CHECKPOINTS_NAME, config.checkpoint.keep, prepared.identity)
     progress = _resume(prepared, checkpoints, strategy, optimizer, log)
@@ -79,8 +81,10 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed:
         stop=stop,
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
-    where = {"step": progress.step, "layout": str(prepared.layout), "dataset": prepared.index.fingerprint[:12]}
+    where = {"step": progress.step, "layout": str(layout), "dataset": prepared.index.fingerprint[:12]}
     log.event("start", **where, **strategy.facts())
+    if trials:
+        log.event("microbatch", chosen=fastest(trials).microbatch, step_s={t.microbatch: t.step_s for t in trials})
     if changed:
         log.event("changed", step=progress.step, changes=changed)
     if problem := why_not_annealed(config, prepared.last_step):

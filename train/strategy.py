@@ -40,6 +40,9 @@ class Strategy(Protocol):
     def forward_backward(self, batch: Batch) -> Tensor:
         """Mean loss over the global batch's targets, the same on every rank; its gradient is in the parameters."""
 
+    def use_microbatch(self, config: RunConfig, layout: Layout) -> None:
+        """Go through batches as `layout` says, in the microbatches of `config`, from now on; nothing else changes."""
+
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean loss over the global batch's targets, the same on every rank; nothing changes."""
 

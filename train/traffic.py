@@ -54,7 +54,7 @@ def step_traffic(config: RunConfig, layout: Layout, parts: Sequence[range], stag
             total += _sharded(config, layout, groups, root)
         elif layout.replicas > 1:
             total["reduce"] += sum(2 * gathered(4 * math.prod(s), layout.replicas) for g in (*groups, root) for s in g)
-        hidden = 4 * config.training.microbatch * config.data.sequence_length * config.model.hidden_size
+        hidden = 4 * config.microbatch * config.data.sequence_length * config.model.hidden_size
         total["send"] += hidden * layout.microbatches * ((not ends["is_first"]) + (not ends["is_last"]))
         if config.model.tie_word_embeddings and ends["is_first"] != ends["is_last"]:
             rows = math.ceil(config.model.vocab / layout.shards)
