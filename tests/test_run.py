@@ -338,7 +338,7 @@ def test_a_run_that_ends_before_it_annealed_says_so_and_a_whole_one_does_not(tok
     stopped = executed(tokens, tmp_path / "stopped", stop, stop_step=3)
     (problem,) = warnings(stopped)
     assert problem.startswith("stop-step 3 is before the horizon of 4 steps: the run ends at a learning rate of 0.0055")
-    assert capsys.readouterr().out.count(f"warning: problem {problem}\n") == 1
+    assert capsys.readouterr().out.count(f"warning: {problem}\n") == 1
     constant = executed(tokens, tmp_path / "constant", stop, optimizer__schedule="constant")
     assert warnings(constant)[0].startswith("the learning rate never falls (schedule constant, 0.01 to the end): a mod")
 
