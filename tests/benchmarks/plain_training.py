@@ -1,7 +1,8 @@
 """The plain loop that our trainer must agree with: one process, eager, full logits, AdamW one parameter at a time.
 
-Only what defines the training is taken from `train`: the model and its initial weights, and the order of reading. How
-chunks are cut, the loss, the decay groups, the schedule and the clipping are written out here.
+Only what defines the training is taken from `train`: the initial weights and their names, and the order of reading.
+The model is that of `plain_model`. How chunks are cut, the loss, the decay groups, the schedule and the clipping are
+written out here.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from shared.cursor import ReadingOrder
 from shared.format import Index, read_index, tokens_path
+from tests.benchmarks.plain_model import plain_logits
 from train.config import OptimizerConfig, RunConfig
 from train.model import ArgonneModel
 
@@ -25,9 +27,10 @@ def train_plainly(tokens: Path, config: RunConfig, pieces: int = 1) -> list[floa
     index = read_index(tokens)
     model = ArgonneModel(config.model.resolved(index.tokenizer.vocab_size, index.tokenizer.end_of_document_id))
     model.initialize(config.training.seed)
+    weights = dict(model.named_parameters())
     settings, steps = config.optimizer, config.training.total_steps
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    matrices = [weight for weight in weights.values() if weight.ndim > 1]
+    vectors = [weight for weight in weights.values() if weight.ndim == 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     betas = settings.beta1, settings.beta2
     optimizer = torch.optim.AdamW(groups, betas=betas, eps=settings.epsilon, fused=False, foreach=False)
@@ -36,7 +39,7 @@ def train_plainly(tokens: Path, config: RunConfig, pieces: int = 1) -> list[floa
         rows = torch.from_numpy(read_rows(tokens, index, config, step))
         num_targets, total = int((rows[:, 1:] >= 0).sum()), 0.0
         for piece in rows.chunk(pieces):
-            logits, targets = model(piece[:, :-1].clamp(min=0)), piece[:, 1:]
+            logits, targets = plain_logits(weights, model.config, piece[:, :-1].clamp(min=0)), piece[:, 1:]
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
             (loss / num_targets).backward()
             total += loss.item() / num_targets
