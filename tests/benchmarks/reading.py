@@ -91,7 +91,7 @@ def _warm(what: str, directory: Path, length: int, batch: int) -> Comparison:
 def _cold(directory: Path) -> list[Comparison]:
     """Rows that are on the disk alone, other ones in each turn: by the reader, by plain maps, by nothing but reads.
 
-    The reads, of as many bytes from files that are open, at several depths, are what the disk can give.
+    The reads, of as many bytes from open files, are what plain threads get from the disk at several depths.
     """
     order = np.random.default_rng(1).permutation(COLD_SHARDS * COLD_CHUNKS).tolist()
     turns = {name: count(0) for name in ("ours", "plain", *DEPTHS)}
@@ -121,7 +121,7 @@ def _cold(directory: Path) -> list[Comparison]:
     return [
         Comparison(f"{against}plain maps", "sequences/s", each["ours"], each["plain"]),
         Comparison(f"{against}one read at a time", "sequences/s", each["ours"], each["reads 1"]),
-        Comparison(f"{against}{best} at a time, its limit", "sequences/s", each["ours"], each[f"reads {best}"]),
+        Comparison(f"{against}{best} at a time, the fastest depth", "sequences/s", each["ours"], each[f"reads {best}"]),
     ]
 
 
