@@ -1,5 +1,6 @@
 import dataclasses
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -155,6 +156,17 @@ def test_a_shard_that_is_cut_short_while_reading_is_told(tmp_path):
     with pytest.raises(FormatError, match=r"00000.npy is [\d,]+ bytes; [\d,]+ are wanted"):
         reader.fetch(0)
     reader.close()
+
+
+def test_the_reader_gathers_on_one_thread_and_leaves_a_step_its_own(dataset):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    reader = opened(dataset)
+    assert reader._thread.submit(torch.get_num_threads).result() == 1
+    reader.close()
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+    torch.set_num_threads(before)
 
 
 # small pieces

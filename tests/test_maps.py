@@ -44,8 +44,26 @@ def test_elements_of_any_shards_are_read_at_once_however_many_may_be_mapped(stor
 def test_runs_of_elements_may_reach_behind_the_last_shard(stored):
     arrays = ShardMaps(stored, SIZES, UINT16, room=7)
     last = np.array([len(SIZES) - 1])
-    start = arrays.starts(last) // 2 + SIZES[-1] - 1
-    assert arrays.windows(8)[start].tolist() == [[(SIZES[-1] - 1 + 40_000) % 65536, *[0] * 7]]
+    found = np.empty((1, 8), UINT16)
+    arrays.windows(8).gather(arrays.starts(last) + (SIZES[-1] - 1) * 2, found)
+    assert found.tolist() == [[(SIZES[-1] - 1 + 40_000) % 65536, *[0] * 7]]
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+def test_rows_from_anywhere_are_gathered_into_memory_that_there_is(tmp_path, dtype):
+    sizes = np.array([70, 90])
+    for shard in range(2):
+        np.save(tmp_path / f"{shard}.npy", (np.arange(sizes[shard]) + 60_000 + 1000 * shard).astype(dtype))
+    arrays = ShardMaps(
+        lambda shard: StoredArray(tmp_path / f"{shard}.npy", np.dtype(dtype), 70 + 20 * shard, ""),
+        sizes,
+        np.dtype(dtype),
+    )
+    shards, offsets = np.array([1, 0, 1, 0]), np.array([3, 60, 80, 61])
+    found = np.empty((4, 9), dtype)
+    arrays.windows(9).gather(arrays.starts(shards) + offsets * found.itemsize, found)
+    firsts = 60_000 + 1000 * shards + offsets
+    assert found.tolist() == (firsts[:, None] + np.arange(9)).tolist()
 
 
 def test_no_file_stays_open(stored):

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from train.places import Places
 from train.sequences import DIGEST_BYTES
 from train.views import View
 
-BLOCK_IDS = 1 << 19  # read at once, in whole batches: one hand-over between threads for all of them
+BLOCK_IDS = 1 << 20  # read at once, in whole batches: one hand-over between threads for all of them
 BLOCK_BATCHES = 32
 
 
@@ -94,22 +95,24 @@ class ChunkReader:
         in_block = BLOCK_IDS // (len(share) * self._length)
         self._span = self.global_batch * min(max(1, in_block), BLOCK_BATCHES)
         self._widen = Widening(device)
-        self._block: Block | None = None
+        self._positions, self._batches = range(0), list[Batch]()
         self._ahead: tuple[int, Future[Block]] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")  # the only one to use the views
+        self._thread = _one_thread()  # the only one to use the views
 
     def fetch(self, position: int) -> tuple[Batch, float]:
         """This rank's part of the global batch at `position`, and the seconds that were spent waiting for it."""
         began = time.perf_counter()
-        if self._block is None or position not in self._block.positions:
-            self._block = self._next_block(position)
+        if position not in self._positions:
+            block = self._next_block(position)
+            self._batches = []  # their memory is used again, if nobody else has any of them
+            self._positions, self._batches = block.positions, block.batches(self._widen)
         waited = time.perf_counter() - began
-        return self._block.batch(position, self._widen), waited
+        return self._batches[self._positions.index(position)], waited
 
     def held_out(self, position: int) -> Batch:
         """This rank's part of the global batch at `position` of the validation range."""
         positions = range(position, position + self.global_batch)
-        return self._thread.submit(self._read, positions, self._held_out).result().batch(position, self._widen)
+        return self._thread.submit(self._read, positions, self._held_out).result().batches(self._widen)[0]
 
     def close(self) -> None:
         """End the thread that reads ahead."""
@@ -149,24 +152,38 @@ class Block:
     num_targets: list[int]
     row_digests: npt.NDArray[np.uint8]
 
-    def batch(self, position: int, widen: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch at one of the positions: narrow ids go to the device, and are widened there once."""
-        number, size = self.positions.index(position), len(self.ids) // len(self.positions)
-        rows = slice(number * size, number * size + size)
-        wide = widen(self.ids[rows])
-        inputs_BT, targets_BT = wide[:, : self.length], wide[:, -self.length :]
-        if self.has_padding[number]:
+    def batches(self, widen: Callable[[Tensor], Tensor]) -> list[Batch]:
+        """The batch at each position: narrow ids go to the device, and are widened there, all of them at once."""
+        wide, size = widen(self.ids), len(self.ids) // len(self.positions)
+        starts_BT = None if self.starts_BT is None else self.starts_BT.to(wide.device, non_blocking=True)
+        batches = [
+            Batch(*columns)
+            for columns in zip(
+                torch.split(wide[:, : self.length], size),
+                torch.split(wide[:, -self.length :], size),
+                self.num_targets,
+                self.row_digests.reshape(-1, size, DIGEST_BYTES),
+                repeat(None) if starts_BT is None else torch.split(starts_BT, size),
+                strict=False,
+            )
+        ]
+        is_short = (self.row_targets < self.length).reshape(-1, size)
+        for number in np.flatnonzero(is_short.any(axis=1)).tolist():
+            targets_BT = batches[number].targets_BT
             if wide.shape[1] < 2 * self.length:  # an id that is no target is an input too
                 targets_BT = targets_BT.clone()
-            _ignore_padding(targets_BT, self.row_targets[rows])
-        starts_BT = None if self.starts_BT is None else self.starts_BT[rows].to(wide.device, non_blocking=True)
-        return Batch(inputs_BT, targets_BT, self.num_targets[number], self.row_digests[rows], starts_BT)
+            _ignore_padding(targets_BT, self.row_targets.reshape(-1, size)[number])
+            batches[number] = replace(batches[number], targets_BT=targets_BT)
+        return batches
 
-    @cached_property
-    def has_padding(self) -> list[bool]:
-        """Whether a row of each batch does."""
-        is_short = (self.row_targets < self.length).reshape(len(self.positions), -1)
-        return [bool(row.any()) for row in is_short]
+
+def _one_thread() -> ThreadPoolExecutor:
+    """A thread that gathers on its own: with helpers it would take the cores that a step is computed on."""
+    threads = torch.get_num_threads()
+    thread = ThreadPoolExecutor(1, "reader", initializer=partial(torch.set_num_threads, 1))
+    thread.submit(torch.get_num_threads).result()
+    torch.set_num_threads(threads)  # what is set in a thread holds there, and for those that begin later
+    return thread
 
 
 def _ignore_padding(targets_BT: Tensor, ends: Chunks) -> None:

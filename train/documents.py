@@ -27,7 +27,8 @@ class Documents:
 
         One that begins before them begins at 0, and what is behind the end of a shard is a document of its own.
         """
-        low, high = self._rank(shards, firsts), self._rank(shards, firsts + length - 1)
+        both = np.concatenate([firsts, firsts + length - 1])
+        low, high = self._rank(np.concatenate([shards, shards]), both).reshape(2, -1)
         counts = high - low
         bounds = np.concatenate([[0], np.cumsum(counts)])
         rows = np.repeat(np.arange(len(shards)), counts)
@@ -35,12 +36,15 @@ class Documents:
         return spread(np.insert(offsets - firsts[rows], bounds[:-1], 0), counts + 1, length)
 
     def _rank(self, shards: Chunks, places: Chunks) -> Chunks:
-        """How many rows of its shard begin at each place or before it: a binary search for all of them at once."""
-        low, high = np.zeros_like(places), self._sizes[shards]
-        while (open_ := low < high).any():
-            middle = (low + high) // 2
-            is_before = np.zeros_like(open_)
-            found = self._maps.read(shards[open_], middle[open_])
-            is_before[open_] = found <= places[open_].astype(found.dtype)
-            low, high = np.where(is_before, middle + 1, low), np.where(open_ & ~is_before, middle, high)
-        return low
+        """How many rows of its shard begin at each place or before it: a binary search for all of them at once.
+
+        The first row of a shard begins at 0. What is left to search is halved alike for every outcome: no branches.
+        """
+        size, starts = self._maps.dtype.itemsize, self._maps.starts(shards)
+        wanted, found, left = places.astype(self._maps.dtype), np.zeros_like(places), self._sizes[shards]
+        for _ in range(int(left.max() - 1).bit_length()):
+            half = left >> 1
+            middle = found + half
+            found = np.where(self._maps.at(starts + middle * size) <= wanted, middle, found)
+            left -= half
+        return found + 1

@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from shared.arrays import StoredArray, check_array, npy_header, remedy
 from shared.errors import FormatError, UserError
@@ -23,6 +26,10 @@ from shared.format import TOKEN_DTYPES, Index, chunks_of, stored_tokens
 MAX_MAPPED = 16_384  # shards of each of up to three kinds; Linux allows a process 65,530 maps
 CHECKERS = 16  # threads
 MAP_FIXED = 0x10  # of Linux and macOS; Python's mmap does not name it
+SIGNED: dict[int, np.dtype] = {
+    2: np.dtype(np.int16),
+    4: np.dtype(np.int32),
+}  # ids by their size, of the types that all of torch knows
 Positions = npt.NDArray[np.int64]
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -58,16 +65,21 @@ class ShardMaps:
         self.size_bytes = int(self._slots[-1]) + mmap.PAGESIZE + room * dtype.itemsize
         self._address = _map(None, self.size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
         weakref.finalize(self, _libc.munmap, self._address, self.size_bytes).atexit = False
-        whole = (ctypes.c_ubyte * self.size_bytes).from_address(self._address)
-        self.bytes = memoryview(whole).cast("B").toreadonly()
+        self._whole = (ctypes.c_ubyte * self.size_bytes).from_address(self._address)
+        self.bytes = memoryview(self._whole).cast("B").toreadonly()
         count = self.size_bytes - dtype.itemsize + 1
         self._at_byte: npt.NDArray = np.ndarray((count,), dtype, self.bytes, strides=(1,))
 
-    def windows(self, length: int) -> npt.NDArray:
-        """Every run of `length` elements that begins at a multiple of their size: number i is that at byte i * size."""
-        count = self.size_bytes // self.dtype.itemsize - length + 1
-        flat = np.frombuffer(self.bytes, self.dtype, self.size_bytes // self.dtype.itemsize)
-        return np.lib.stride_tricks.as_strided(flat, (count, length), (self.dtype.itemsize,) * 2, writeable=False)
+    def windows(self, length: int) -> "Windows":
+        """Every run of `length` elements that begins at a multiple of their size, for as long as the maps are there."""
+        signed = SIGNED[self.dtype.itemsize]
+        flat = torch.from_numpy(np.frombuffer(self._whole, signed, self.size_bytes // signed.itemsize))  # type: ignore[call-overload]
+        return Windows(flat.as_strided((len(flat) - length + 1, length), (1, 1)), signed)
+
+    def at(self, places: Positions) -> npt.NDArray:
+        """The element at each place."""
+        elements: npt.NDArray = self._at_byte[places]
+        return elements
 
     def starts(self, shards: Positions) -> Positions:
         """Where the array of each shard begins; all of them are mapped until the next call.
@@ -91,8 +103,7 @@ class ShardMaps:
 
         Raises: FormatError as `starts`.
         """
-        elements: npt.NDArray = self._at_byte[self.starts(shards) + offsets * self.dtype.itemsize]
-        return elements
+        return self.at(self.starts(shards) + offsets * self.dtype.itemsize)
 
     def will_need(self, starts: Positions, sizes: Positions) -> None:
         """Have the system read so many elements from each start on, without waiting for it."""
@@ -124,6 +135,22 @@ class ShardMaps:
         _map(self._address, self.size_bytes, flags, -1)
         self._data[:] = -1
         self._num_mapped = 0
+
+
+class Windows(NamedTuple):
+    """Runs of as many elements, which overlap: number i begins at element i."""
+
+    runs: Tensor
+    signed: np.dtype
+    """Of the elements, as torch knows them."""
+
+    def gather(self, starts: Positions, out: npt.NDArray) -> None:
+        """Fill each row of `out` with the run from one of the `starts` on.
+
+        By torch, because numpy takes rows that overlap by a slower way, and not into memory that there is.
+        """
+        into = torch.from_numpy(out.view(self.signed))
+        torch.index_select(self.runs, 0, torch.from_numpy(starts // self.signed.itemsize), out=into)
 
 
 def map_tokens(tokens: Path, index: Index, is_shuffled: bool, room: int = 0) -> ShardMaps:

@@ -45,7 +45,6 @@ class PackedView:
         stored = partial(stored_chunks, name, packing), partial(stored_pieces, name, packing)
         self._stored = [partial(stored_tokens, name.tokens, index), *stored]
         self._ids = map_tokens(name.tokens, index, data.order == "shuffled")
-        self._id = self._ids.windows(1)[:, 0]
         num_pieces = np.array([shard.num_pieces for shard in packing.shards], np.int64)
         self._chunks = ShardMaps(stored[0], np.array(self.shard_chunks, np.int64), CHUNK_DTYPE)
         self._pieces = ShardMaps(stored[1], num_pieces, PIECE_DTYPE)
@@ -73,8 +72,8 @@ class PackedView:
         for row in np.flatnonzero(num_targets < length).tolist():
             ids[row, num_targets[row] : length] = self._padding
         ids[:, length:-1] = ids[:, 1:length]
-        last = pieces.starts // self._ids.dtype.itemsize + pieces.ends - pieces.places
-        ids[pieces.rows, length + pieces.ends - 1] = self._id[last]  # of a piece: the only target that is no input
+        last = pieces.starts + (pieces.ends - pieces.places) * self._ids.dtype.itemsize
+        ids[pieces.rows, length + pieces.ends - 1] = self._ids.at(last)  # of a piece: the only target that is no input
         for row in np.flatnonzero(num_targets < length).tolist():
             ids[row, length + num_targets[row] :] = self._padding
         begins = np.insert(pieces.places, pieces.bounds[1:], num_targets)

@@ -16,6 +16,7 @@ from shared.cursor import Chunks
 from shared.errors import FormatError
 from shared.format import VALIDATION_NAME, Index, chunks_of, read_index, stored_documents, stored_tokens
 from shared.packing import PackingName
+from train.buffers import Buffers
 from train.config import DataConfig, RunConfig
 from train.documents import Documents
 from train.maps import check_stored, map_tokens
@@ -86,7 +87,7 @@ class PlainView:
         self.shard_chunks = tuple(chunks_of(self._num_tokens, self._length).tolist())
         self._stored = [partial(stored_tokens, tokens, index)]
         self._ids = map_tokens(tokens, index, data.order == "shuffled", room=self._length + 1)
-        self._windows = self._ids.windows(self._length + 1)
+        self._windows, self._buffers = self._ids.windows(self._length + 1), Buffers()
         self._documents = None
         if data.tells_documents:
             self._stored.append(partial(stored_documents, tokens, index))
@@ -107,7 +108,8 @@ class PlainView:
 
     def read(self, shards: Chunks, offsets: Chunks) -> Sequences:
         """See View. What pads a chunk behind the end of its shard are end-of-document ids."""
-        ids = self._windows[self._places(shards, offsets) // self._ids.dtype.itemsize]
+        ids = self._buffers.unused((len(shards), self._length + 1), self._ids.dtype)
+        self._windows.gather(self._places(shards, offsets), ids)
         num_targets = self.num_targets(shards, offsets)
         for row in np.flatnonzero(num_targets < self._length).tolist():
             ids[row, num_targets[row] + 1 :] = self._padding

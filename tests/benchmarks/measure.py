@@ -20,11 +20,20 @@ class Comparison:
         return self.name, f"{self.ours:,.1f}", f"{self.bare:,.1f}", self.unit, f"{self.ours / self.bare:.2f}"
 
 
-def take_turns(sides: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, float]:
-    """Median seconds of each side, A B A B, over `rounds` turns; the first `warm_up` turns do not count."""
+def take_turns(
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
+    """Median seconds of each side, A B A B, over `rounds` turns; the first `warm_up` turns do not count.
+
+    `before` each it is not timed.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(warm_up + rounds):
         for name, side in sides.items():
+            before()
             began = time.perf_counter()
             side()
             seconds[name].append(time.perf_counter() - began)

@@ -9,7 +9,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from preprocess.config import PackSettings
 from preprocess.pack import pack
 from shared.format import Index, read_index, tokens_path, write_index
 from tests.benchmarks.datasets import write_dataset
-from tests.benchmarks.measure import Comparison, compare
+from tests.benchmarks.measure import Comparison, compare, take_turns
 from train.architecture import ArgonneConfig
 from train.config import DataConfig, RunConfig
 from train.data import ChunkReader
@@ -27,11 +29,22 @@ from train.views import open_view
 
 LENGTH, NUM_ROWS, CHUNKS_COLD, HUGE_SHARDS = 2048, 16384, 1200, 15_000
 COLD_SHARDS, COLD_CHUNKS = 32, 32_768  # 4 GB: more than the system reads ahead around one page
+DEPTHS, HEADER_BYTES = (1, 4, 16, 32), 128
 
 
 def measure() -> list[Comparison]:
     """Sequences a second of one process on one core, page cache warm; cold; and what opening takes."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, {max(cores)})
     torch.set_num_threads(1)
+    try:
+        return _measure()
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+
+
+def _measure() -> list[Comparison]:
     with tempfile.TemporaryDirectory() as name:
         few, many, large = Path(name, "few"), Path(name, "many"), Path(name, "large")
         for directory in (few, many, large):
@@ -53,47 +66,80 @@ def measure() -> list[Comparison]:
             results.append(compare(against, "sequences/s", NUM_ROWS, _reading(reader, 256), _reading(plain, 256)))
         for reader in (plain, packed, told):
             reader.close()
-        return [*results, _cold(large), _opening(few)]
+        return [*results, *_cold(large), _opening(few)]
 
 
 def _warm(what: str, directory: Path, length: int, batch: int) -> Comparison:
-    reader, count = _reader(directory, length, batch), NUM_ROWS * LENGTH // length // batch * batch
+    reader, num_rows = _reader(directory, length, batch), NUM_ROWS * LENGTH // length // batch * batch
     ids = np.memmap(tokens_path(directory, 0), np.uint16, "r", 128)
     if directory.name == "many":  # the bare side has it easier: one file of the same size
         ids = np.memmap(tokens_path(directory.with_name("few"), 0), np.uint16, "r", 128)
     rows = np.asarray(ids[: len(ids) // length * length].reshape(-1, length))
-    order = np.random.default_rng(0).integers(0, len(rows), count)
+    order = np.random.default_rng(0).integers(0, len(rows), num_rows)
     narrow, wide = np.empty((batch, length), np.uint16), np.empty((batch, length), np.int64)
 
     def bare() -> None:
-        for first in range(0, count, batch):
+        for first in range(0, num_rows, batch):
             np.take(rows, order[first : first + batch], axis=0, out=narrow, mode="clip")
             np.copyto(wide, narrow)
 
-    result = compare(what, "sequences/s", count, _reading(reader, batch, count), bare)
+    result = compare(what, "sequences/s", num_rows, _reading(reader, batch, num_rows), bare)
     reader.close()
     return result
 
 
-def _cold(directory: Path) -> Comparison:
-    """Rows that are on the disk alone, by the reader and by plain maps."""
-    order = np.random.default_rng(1).permutation(COLD_SHARDS * COLD_CHUNKS)[:CHUNKS_COLD]
+def _cold(directory: Path) -> list[Comparison]:
+    """Rows that are on the disk alone, other ones in each turn: by the reader, by plain maps, by nothing but reads.
+
+    The reads, of as many bytes from open files, are what plain threads get from the disk at several depths.
+    """
+    order = np.random.default_rng(1).permutation(COLD_SHARDS * COLD_CHUNKS).tolist()
+    turns = {name: count(0) for name in ("ours", "plain", *DEPTHS)}
+    paths = [tokens_path(directory, shard) for shard in range(COLD_SHARDS)]
+
+    def rows(side: str | int) -> list[tuple[int, int]]:
+        first = next(turns[side]) * CHUNKS_COLD
+        return [divmod(chunk, COLD_CHUNKS) for chunk in order[first : first + CHUNKS_COLD]]
 
     def plain() -> None:
-        _forget(directory)
-        maps = [np.load(tokens_path(directory, shard), mmap_mode="r") for shard in range(COLD_SHARDS)]
-        for chunk in order.tolist():
-            shard, offset = divmod(chunk, COLD_CHUNKS)
+        maps = [np.load(path, mmap_mode="r") for path in paths]
+        for shard, offset in rows("plain"):
             maps[shard][offset * LENGTH : offset * LENGTH + LENGTH + 1].astype(np.int64)
 
     def ours() -> None:
-        _forget(directory)
-        reader = _reader(directory, LENGTH, 20)
-        for position in range(0, CHUNKS_COLD, 20):
+        reader, first = _reader(directory, LENGTH, 20), next(turns["ours"]) * CHUNKS_COLD
+        for position in range(first, first + CHUNKS_COLD, 20):
             reader.fetch(position)
         reader.close()
 
-    return compare("read from a cold disk, against plain maps", "sequences/s", CHUNKS_COLD, ours, plain, 3, 0)
+    sides: dict[str, Callable[[], object]] = {"ours": ours, "plain": plain}
+    sides |= {f"reads {depth}": lambda depth=depth: _reads(paths, rows(depth), depth) for depth in DEPTHS}
+    taken = take_turns(sides, 5, 1, lambda: _forget(directory))
+    each = {name: CHUNKS_COLD / seconds for name, seconds in taken.items()}
+    best = max(DEPTHS, key=lambda depth: each[f"reads {depth}"])
+    against = "read from a cold disk, against "
+    return [
+        Comparison(f"{against}plain maps", "sequences/s", each["ours"], each["plain"]),
+        Comparison(f"{against}one read at a time", "sequences/s", each["ours"], each["reads 1"]),
+        Comparison(f"{against}{best} at a time, the fastest depth", "sequences/s", each["ours"], each[f"reads {best}"]),
+    ]
+
+
+def _reads(paths: list[Path], rows: list[tuple[int, int]], depth: int) -> None:
+    """Read these rows by so many threads, and nothing else."""
+    files = [os.open(path, os.O_RDONLY) for path in paths]
+    for file in files:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read(number: int) -> None:
+        buffer = [bytearray(2 * (LENGTH + 1))]
+        for shard, offset in rows[number::depth]:
+            os.preadv(files[shard], buffer, HEADER_BYTES + offset * LENGTH * 2)
+
+    with ThreadPoolExecutor(depth) as threads:
+        list(threads.map(read, range(depth)))
+    for file in files:
+        os.close(file)
 
 
 def _forget(directory: Path) -> None:
@@ -145,9 +191,9 @@ def _reader(directory: Path, length: int = LENGTH, batch: int = 256, **options: 
     return ChunkReader(open_view(directory, read_index(directory), config), config, 0, 1, torch.device("cpu"))
 
 
-def _reading(reader: ChunkReader, batch: int, count: int = NUM_ROWS) -> Callable[[], None]:
+def _reading(reader: ChunkReader, batch: int, num_rows: int = NUM_ROWS) -> Callable[[], None]:
     def read() -> None:
-        for position in range(0, count, batch):
+        for position in range(0, num_rows, batch):
             reader.fetch(position)
 
     return read
