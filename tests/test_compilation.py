@@ -69,8 +69,8 @@ def test_more_shapes_than_may_be_compiled_are_told(monkeypatch):
         assert len(reasons) == told
 
 
-def test_what_cannot_be_compiled_runs_as_it_is_and_is_told_once(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+@torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")})  # monkeypatch would not put it back
+def test_what_cannot_be_compiled_runs_as_it_is_and_is_told_once():
     plain, compiled = built(False), built(True)
     reasons = []
     compiled.compilation.report = reasons.append
