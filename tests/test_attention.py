@@ -112,6 +112,13 @@ def test_the_kernel_hides_no_number_that_is_not_finite(bad):
 
 
 @needs_kernel
+def test_without_a_compiler_there_is_no_kernel():
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert not flash.is_available(16)
+    assert flash.is_available(16)
+
+
+@needs_kernel
 @pytest.mark.parametrize(
     ("compiled", "changes", "used"),
     [

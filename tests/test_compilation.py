@@ -42,7 +42,12 @@ def learned(model, ids, targets, starts_BT=None):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"training__activation_checkpointing": "selective"}, {"training__activation_checkpointing": "full"}],
+    [
+        {},
+        {"model__hidden_size": 32, "model__num_attention_heads": 2, "model__num_key_value_heads": 1},  # by flash.cpp
+        {"training__activation_checkpointing": "selective"},
+        {"training__activation_checkpointing": "full"},
+    ],
     ids=str,
 )
 def test_it_learns_the_same_by_one_graph_for_all_blocks_that_are_alike(changes):
