@@ -93,6 +93,7 @@ def test_a_run_without_a_compiler_trains_and_records_it(tmp_path):
     (tmp_path / "small.toml").write_text(
         "[model]\nhidden_size = 32\nnum_hidden_layers = 2\nnum_attention_heads = 4\nmax_position_embeddings = 64\n"
         "[data]\nsequence_length = 16\nglobal_batch = 4\n[training]\ntotal_steps = 2\ncompile = true\n"
+        "[optimizer]\nwarmup_steps = 1\n"
     )
     arguments = ["run", tmp_path / "tokens", tmp_path / "run", "--recipe", tmp_path / "small.toml", "--nproc", "1"]
     completed = run_cli("train", *arguments, CXX="no-such-compiler", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
