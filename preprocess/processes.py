@@ -4,7 +4,6 @@ On Linux they are forked from a process that does nothing but load what they all
 will want them still reads its options and plans. It has no thread of its own that would be lost in a fork.
 """
 
-import ctypes
 import gc
 import os
 import signal
@@ -24,9 +23,6 @@ LOADED = [
     "gigatoken",
     "numpy.ma",
 ]  # if installed
-# What glibc gives back to the system at once, and takes again for the next batch, page by page; see mallopt(3).
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-KEPT_BYTES = 64 << 20
 
 
 def worker_context() -> ForkServerContext | SpawnContext:
@@ -46,17 +42,6 @@ def become_worker() -> None:
     """Make this process a worker of its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def keep_freed_memory() -> None:
-    """Let this process use freed memory again instead of giving it back: a batch needs what the last one had.
-
-    About 5% of the time of a worker goes into pages otherwise, and 2 workers share the memory's bandwidth.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc
-        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-        mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
-        mallopt(M_TOP_PAD, KEPT_BYTES)
 
 
 @contextmanager

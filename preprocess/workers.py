@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, cast
 
 from preprocess.attempts import TRIES, Attempts
 from preprocess.job import Done_co, Work
-from preprocess.processes import become_worker, interrupts_held, keep_freed_memory, worker_context
+from preprocess.processes import become_worker, interrupts_held, worker_context
+from shared.allocator import keep_freed_memory
 from shared.errors import UserError
 
 if TYPE_CHECKING:  # what shows it is not for workers to load

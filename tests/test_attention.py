@@ -1,4 +1,4 @@
-"""Attention in pieces, within windows and documents, against plain softmax over a mask."""
+"""Attention in pieces and by the kernel, within windows and documents, against plain softmax over a mask."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.train_helpers import architecture, lively_model, recipe, some_ids
+from train import flash
 from train.attention import block_mask
 from train.building import build_model
 from train.loss import token_loss
@@ -66,6 +67,71 @@ def test_pieces_give_the_values_and_gradients_of_a_masked_softmax(rows, window, 
     ours, plain = (with_gradients(side, len(rows), kv_heads, starts_BT, window) for side in (attend_in_pieces, masked))
     for one, two in zip(ours, plain, strict=True):
         torch.testing.assert_close(one, two, atol=1e-5 * max(1.0, two.abs().max().item()), rtol=1e-5)
+
+
+needs_kernel = pytest.mark.skipif(not flash.is_available(16), reason="needs AVX-512 on a CPU that is not Intel's")
+
+
+@needs_kernel
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("rows", STARTS.values(), ids=STARTS)
+def test_the_kernel_gives_the_values_and_gradients_of_a_masked_softmax(rows, window, kv_heads):
+    starts_BT = starts_of(rows)
+    ours = with_gradients(flash.attend, len(rows), kv_heads, starts_BT, window)
+    theirs = with_gradients(masked, len(rows), kv_heads, starts_BT, window)
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("size", [16, 48, 64, 128])
+@pytest.mark.parametrize("length", [1, 7, 64, 65, 200])
+def test_the_kernel_takes_any_length_and_layout(length, size):
+    drawn = [torch.randn(2, 3, length, size, generator=torch.Generator().manual_seed(n)) for n in range(4)]
+    gradient = drawn.pop()
+    found = []
+    for function in (flash.attend, masked):
+        q, k, v = (x.clone().requires_grad_() for x in drawn)
+        mixed = q, k.mT.contiguous().mT, v.transpose(1, 2).contiguous().transpose(1, 2)
+        starts = None if function is flash.attend else torch.zeros(2, length, dtype=torch.int32)
+        out = function(*mixed, starts, None)
+        found.append((out, *torch.autograd.grad(out, (q, k, v), gradient)))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_the_kernel_hides_no_number_that_is_not_finite(bad):
+    for number, row in ((0, 3), (1, 69), (2, 69)):  # a query spoils its own row, a key or value those after it
+        tensors = [torch.ones(1, 1, 70, 16) for _ in range(3)]
+        tensors[number][0, 0, 3, 5] = bad
+        for starts_BT in (None, torch.zeros(1, 70, dtype=torch.int32)):
+            assert not flash.attend(*tensors, starts_BT, None)[0, 0, row].isfinite().all()
+
+
+@needs_kernel
+def test_without_a_compiler_there_is_no_kernel():
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert not flash.is_available(16)
+    assert flash.is_available(16)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("compiled", "changes", "used"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"model__hidden_size": 32, "model__num_attention_heads": 4}, False),  # heads of 8
+        (True, {"model__use_flash_attention": False}, False),
+    ],
+)
+def test_a_compiled_model_uses_the_kernel_where_it_fits(compiled, changes, used):
+    sizes = {"model__hidden_size": 32, "model__num_attention_heads": 2, "model__num_key_value_heads": 2}
+    config = recipe(training__compile=compiled, **(sizes | changes))
+    assert {block.attn.has_kernel for block in build_model(config).blocks.values()} == {used}
 
 
 @pytest.mark.parametrize("window", [None, 7])

@@ -42,7 +42,12 @@ def learned(model, ids, targets, starts_BT=None):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"training__activation_checkpointing": "selective"}, {"training__activation_checkpointing": "full"}],
+    [
+        {},
+        {"model__hidden_size": 32, "model__num_attention_heads": 2, "model__num_key_value_heads": 1},  # by flash.cpp
+        {"training__activation_checkpointing": "selective"},
+        {"training__activation_checkpointing": "full"},
+    ],
     ids=str,
 )
 def test_it_learns_the_same_by_one_graph_for_all_blocks_that_are_alike(changes):
@@ -69,8 +74,8 @@ def test_more_shapes_than_may_be_compiled_are_told(monkeypatch):
         assert len(reasons) == told
 
 
-def test_what_cannot_be_compiled_runs_as_it_is_and_is_told_once(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+@torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")})  # monkeypatch would not put it back
+def test_what_cannot_be_compiled_runs_as_it_is_and_is_told_once():
     plain, compiled = built(False), built(True)
     reasons = []
     compiled.compilation.report = reasons.append

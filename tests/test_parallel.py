@@ -20,6 +20,7 @@ from train.layout import lay_out
 from train.model import Part
 from train.preflight import CHANGEABLE
 from train.stage import Stage, Stopwatch
+from train.strategy import build_strategy
 
 CPU = torch.device("cpu")
 BASE = {
@@ -167,6 +168,14 @@ def test_every_block_and_the_rest_is_gathered_on_its_own():
         model = sharded()
         assert isinstance(model, FSDPModule)
         assert len(list(sharded_modules(model))) == 1 + 4
+
+
+def test_one_rank_shards_nothing():
+    with group_of_one():
+        config = recipe(**BASE)
+        model = build_strategy(config, lay_out(config, 1), CPU).model
+        assert list(sharded_modules(model)) == []
+        assert list(dict(model.named_parameters())) == list(dict(sharded().named_parameters()))
 
 
 # a stage

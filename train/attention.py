@@ -13,9 +13,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from train import flash
 from train.architecture import ArgonneConfig
 from train.layers import RMSNorm, RotaryTable, rotate
-from train.linear import Linear
+from train.linear import Linear, is_plain_fp32
 from train.pieces import attend_in_pieces
 
 Scope = Tensor | BlockMask
@@ -79,6 +80,8 @@ class GroupedQueryAttention(nn.Module):
     def __init__(self, config: ArgonneConfig) -> None:
         super().__init__()
         self.config = config
+        self.has_kernel = False
+        """Whether fp32 on a CPU goes through flash.py."""
         width, kv_width = config.hidden_size, config.kv_heads * config.head_dim
         self.q_proj = Linear(width, width, bias=config.attention_bias)
         self.k_proj = Linear(width, kv_width, bias=config.attention_bias)
@@ -110,6 +113,8 @@ class GroupedQueryAttention(nn.Module):
         dropout = config.attention_dropout if self.training else 0.0
         is_square = q.shape[2] == k.shape[2]
         is_whole = config.sliding_window is None or config.sliding_window >= k.shape[2]
+        if self.has_kernel and is_square and not dropout and is_plain_fp32(q, k) and not isinstance(scope, BlockMask):
+            return flash.attend(q, k, v, scope, config.sliding_window)
         if config.use_flash_attention and is_square and is_whole and scope is None:
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=True)
         if isinstance(scope, BlockMask):

@@ -4,6 +4,7 @@ import torch
 
 from train.compilation import Compilation
 from train.config import RunConfig
+from train.flash import is_available
 from train.float8 import convert_to_float8
 from train.model import ArgonneModel, Block, Part
 from train.recompute import is_recomputed
@@ -15,10 +16,12 @@ def build_model(config: RunConfig, part: Part | None = None) -> ArgonneModel:
         model = ArgonneModel(config.model, part)
     model.document_mask, model.restart_positions = config.data.document_mask, config.data.restart_positions
     model.z_loss = config.training.z_loss
+    has_kernel = config.training.compile and config.model.use_flash_attention and is_available(config.model.head_dim)
     for name, block in model.blocks.items():
         assert isinstance(block, Block)
         if is_recomputed(int(name), config.training.checkpoint_stride):
             block.recompute = config.training.activation_checkpointing
+        block.attn.has_kernel = has_kernel
     if config.training.precision == "float8":
         convert_to_float8(model)
     if config.training.compile:

@@ -12,33 +12,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from train.building import build_model
 from train.config import RunConfig
 from train.data import Batch
 from train.grid import Grid
-from train.layout import Layout
 from train.model import ArgonneModel
-from train.strategy import (
-    PRECISIONS,
-    clip_gradients,
-    evaluating,
-    materialize,
-    precision_context,
-    squared_norm,
-)
+from train.single import SingleStrategy
+from train.strategy import PRECISIONS
 
 
-class FullyShardedStrategy:
-    """`fully_shard` on each block, then on the rest. One rank is the plain case of it."""
-
-    def __init__(self, config: RunConfig, layout: Layout, device: torch.device, grid: Grid) -> None:
-        self.config, self.layout, self.device = config, layout, device
-        self.dp_rank, self.dp_group, self.shard_group = grid.dp_rank, grid.dp_group, grid.shard_group
-        self.model = build_model(config)
-        self.parts = [self.model]
-        self.reshards = config.fsdp.reshard_after_forward
-        self.sharded = shard(self.model, grid.weights, config, self.reshards)
-        materialize(self.model, config, device)
+class FullyShardedStrategy(SingleStrategy):
+    """`fully_shard` on each block, then on the rest."""
 
     def use_microbatch(self, config: RunConfig, layout: Layout) -> None:
         """See Strategy."""
@@ -46,49 +29,32 @@ class FullyShardedStrategy:
 
     def forward_backward(self, batch: Batch) -> Tensor:
         """See Strategy. Gradients travel once, after the last microbatch."""
+        reshards = self.config.fsdp.reshard_after_forward
         total = torch.zeros((), device=self.device)
         for number, microbatch in enumerate(batch.split(self.layout.microbatches), start=1):
             is_last = number == self.layout.microbatches
             self.sharded.set_requires_gradient_sync(is_last)
-            self.sharded.set_reshard_after_backward(is_last or self.reshards)  # else the next one finds them gathered
-            loss = self._loss(microbatch) / batch.num_targets
-            torch.autograd.backward(
-                loss * self.layout.dp_size
-            )  # fully_shard averages over ranks; the loss is a sum over them
-            total += loss.detach()
+            self.sharded.set_reshard_after_backward(is_last or reshards)  # else the next one finds them gathered
+            total += self._backward(microbatch, batch.num_targets)
         dist.all_reduce(total)
         return total
 
     def evaluate(self, batch: Batch) -> Tensor:
         """See Strategy."""
-        total = torch.zeros((), device=self.device)
-        with evaluating(self.model):
-            for microbatch in batch.split(self.layout.microbatches):
-                total += self._loss(microbatch) / batch.num_targets
+        total = super().evaluate(batch)
         reshard(self.model)
         dist.all_reduce(total)
         return total
 
-    def clip_grad_norm(self, max_norm: float) -> Tensor:
-        """See Strategy."""
-        total = squared_norm(self.model.parameters(), self.device)
+    def _spread(self, model: ArgonneModel, grid: Grid) -> None:
+        self.shard_group = grid.shard_group
+        self.sharded = shard(model, grid.weights, self.config, self.config.fsdp.reshard_after_forward)
+        self.averaged_over = self.layout.dp_size
+
+    def _squared_norm(self) -> Tensor:
+        total = super()._squared_norm()
         dist.all_reduce(total, group=self.shard_group)
-        norm = total.sqrt().float()
-        clip_gradients(self.model.parameters(), norm, max_norm)
-        return norm
-
-    def step_metrics(self) -> dict[str, float]:
-        """See Strategy."""
-        return {}
-
-    def facts(self) -> dict[str, Any]:
-        """See Strategy."""
-        return {}
-
-    def _loss(self, batch: Batch) -> Tensor:
-        with precision_context(self.config, self.device):
-            loss: Tensor = self.model(batch.inputs_BT, batch.targets_BT, batch.starts_BT)
-            return loss
+        return total
 
 
 def shard(model: ArgonneModel, weights: DeviceMesh, config: RunConfig, reshards: bool) -> FSDPModule:

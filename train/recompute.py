@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-import train.pieces  # noqa: F401  registers its operation
+import train.flash  # registers its operation
+import train.pieces  # noqa: F401  the same
 from train.config import Recompute
 
 KEPT = [
@@ -22,6 +23,7 @@ KEPT = [
     torch.ops.higher_order.flex_attention,
     torch.ops.argonne.multiply.default,
     torch.ops.argonne.attend.default,
+    torch.ops.argonne.flash.default,
 ]
 """What `selective` keeps: results of matrix products and attention, which are dear; all else is computed again.
 

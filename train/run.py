@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
 
+from shared.allocator import keep_freed_memory
 from shared.errors import UserError
 from shared.format import TOKENIZER_NAME
 from shared.storage import exclusive, write_file, write_sealed
@@ -25,6 +26,8 @@ from train.report import plot_losses
 from train.schedule import why_not_annealed
 from train.strategy import PRECISIONS, Strategy, build_strategy
 
+LARGEST_KEPT_BYTES = 1 << 30  # activations and gradients on a CPU: a step needs again what the last one had
+
 
 def run(request: RunRequest) -> None:
     """Start or continue a run as one rank of a torchrun job.
@@ -32,6 +35,7 @@ def run(request: RunRequest) -> None:
     Raises: UserError for what `prepare` finds, on every rank alike.
     """
     stop = StopRequest()
+    keep_freed_memory(LARGEST_KEPT_BYTES)
     prepared = prepare(request, int(os.environ["WORLD_SIZE"]))
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

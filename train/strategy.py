@@ -1,4 +1,4 @@
-"""What the loop knows of parallelism: one protocol. fsdp.py and pipeline.py implement it."""
+"""What the loop knows of parallelism: one protocol. single.py, fsdp.py and pipeline.py implement it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -60,9 +60,12 @@ def build_strategy(config: RunConfig, layout: Layout, device: torch.device) -> S
     """The strategy that `config` names, with its weights initialized. Every rank must call it."""
     from train.fsdp import FullyShardedStrategy
     from train.pipeline import PipelineStrategy
+    from train.single import SingleStrategy
 
-    strategies: dict[str, Callable[..., Strategy]] = {"fsdp": FullyShardedStrategy, "pipeline": PipelineStrategy}
-    return strategies[config.strategy](config, layout, device, Grid(layout, device))
+    kind: Callable[..., Strategy] = PipelineStrategy
+    if config.strategy == "fsdp":
+        kind = FullyShardedStrategy if layout.dp_size > 1 else SingleStrategy
+    return kind(config, layout, device, Grid(layout, device))
 
 
 def materialize(model: ArgonneModel, config: RunConfig, device: torch.device) -> None:

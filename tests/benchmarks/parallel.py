@@ -17,36 +17,40 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from shared.allocator import keep_freed_memory
 from shared.config import structure, unstructure
 from tests.benchmarks.measure import take_turns
 from tests.benchmarks.training import LENGTH, MODEL
-from train.config import DataConfig, PipelineConfig, RunConfig, TrainingConfig
+from train.config import DataConfig, FullyShardedConfig, PipelineConfig, RunConfig, TrainingConfig
 from train.data import Batch
 from train.layout import lay_out
 from train.optim import build_optimizer
+from train.run import LARGEST_KEPT_BYTES
 from train.strategy import build_strategy
 
-BATCH, ROUNDS = 8, 3
-ALONE = RunConfig(MODEL, DataConfig(LENGTH, BATCH), training=TrainingConfig(microbatch=4))
-PIPELINE = replace(ALONE, strategy="pipeline", training=TrainingConfig(microbatch=1))
+BATCH, ROUNDS = 8, 2
+ALONE = RunConfig(MODEL, DataConfig(LENGTH, BATCH), training=TrainingConfig(microbatch=4, compile=True))
+PIPELINE = replace(ALONE, strategy="pipeline", training=TrainingConfig(microbatch=1, compile=True))
 SIDES = {
-    "1 process, 2 threads": (1, ALONE),
-    "fsdp, 2 processes": (2, ALONE),
-    "pipeline 1f1b, computed split": (2, replace(PIPELINE, pipeline=PipelineConfig(split="computed"))),
-    "pipeline 1f1b, measured split": (2, PIPELINE),
-    "pipeline zero-bubble, measured split": (2, replace(PIPELINE, pipeline=PipelineConfig(schedule="zero-bubble"))),
+    "1 process, 2 threads": (1, 2, ALONE),
+    "1 process, 1 thread": (1, 1, ALONE),
+    "fsdp, 2 processes": (2, 1, ALONE),
+    "fsdp that keeps weights gathered": (2, 1, replace(ALONE, fsdp=FullyShardedConfig(reshard_after_forward=False))),
+    "fsdp of 2 copies": (2, 1, replace(ALONE, fsdp=FullyShardedConfig(shard_size=1))),
+    "pipeline 1f1b, measured split": (2, 1, PIPELINE),
+    "pipeline zero-bubble, measured split": (2, 1, replace(PIPELINE, pipeline=PipelineConfig(schedule="zero-bubble"))),
 }
 
 
 class Side:
     """The live ranks of one layout."""
 
-    def __init__(self, num_ranks: int, config: RunConfig) -> None:
+    def __init__(self, num_ranks: int, num_threads: int, config: RunConfig) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             port = taken.getsockname()[1]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
-        shared["OMP_NUM_THREADS"] = str(2 // num_ranks)
+        shared["OMP_NUM_THREADS"] = str(num_threads)
         self.ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", "tests.benchmarks.parallel", json.dumps(unstructure(config))],
@@ -79,6 +83,8 @@ class Side:
 
 def work(config: RunConfig) -> None:
     """One rank: a step for every line that it is told."""
+    keep_freed_memory(LARGEST_KEPT_BYTES)  # as a run does
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # what tests import sets it to 1
     dist.init_process_group("gloo")
     layout = lay_out(config, dist.get_world_size())
     strategy = build_strategy(config, layout, torch.device("cpu"))

@@ -26,7 +26,7 @@ from preprocess.config import BuildSettings, EngineSettings, Execution, Tokenize
 from preprocess.corpus import sample_corpus
 from preprocess.encode import limit_threads
 from preprocess.engines import ordinary
-from preprocess.processes import keep_freed_memory
+from shared.allocator import keep_freed_memory
 from tests.benchmarks.measure import Comparison, compare
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
