@@ -23,10 +23,6 @@ from train.strategy import PRECISIONS
 class FullyShardedStrategy(SingleStrategy):
     """`fully_shard` on each block, then on the rest."""
 
-    def use_microbatch(self, config: RunConfig, layout: Layout) -> None:
-        """See Strategy."""
-        self.config, self.layout = config, layout
-
     def forward_backward(self, batch: Batch) -> Tensor:
         """See Strategy. Gradients travel once, after the last microbatch."""
         reshards = self.config.fsdp.reshard_after_forward

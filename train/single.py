@@ -28,6 +28,10 @@ class SingleStrategy:
         self._spread(self.model, grid)
         materialize(self.model, config, device)
 
+    def use_microbatch(self, config: RunConfig, layout: Layout) -> None:
+        """See Strategy."""
+        self.config, self.layout = config, layout
+
     def forward_backward(self, batch: Batch) -> Tensor:
         """See Strategy."""
         total = torch.zeros((), device=self.device)
