@@ -485,7 +485,6 @@ def refused(capsys, *arguments):
         (["--nproc", "0"], "error: NPROC 0 is too small: at least 1 is wanted"),
         (["--strategy", "pipeline", "--nproc", "3"], "error: 3 pipeline stages are too many"),
         (["--stop-step", "0"], "error: stop-step 0 is too small"),
-        (["--optimizer.warmup-steps", "5"], "error: optimizer.warmup_steps 5 is longer than the horizon of 4 steps"),
         (["--training.total-tokens", "9"], "error: training.total_steps 4 and training.total_tokens 9 are both given"),
         (["--training.total-steps", "None"], "error: training.total_steps is not set: give it, or training.total_to"),
         (["--model.num-attention-heads", "5"], "error: model.hidden_size 48 is not an even multiple of num_attention"),

@@ -18,7 +18,7 @@ from train.config import RunConfig
 from train.data import reading_order
 from train.layout import Layout, lay_out
 from train.memory import stage_bytes
-from train.schedule import RESCHEDULING, check_schedule, first_difference
+from train.schedule import RESCHEDULING, first_difference
 from train.views import View, open_validation, open_view
 
 RUN_NAME = "run.json"
@@ -95,7 +95,7 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
     tokenizer = index.tokenizer
     model = request.config.model.resolved(tokenizer.vocab_size, tokenizer.end_of_document_id)
     config = replace(request.config, model=model)
-    check_schedule(config)
+    at_least("training.total_steps", config.total_steps, 1)
     order = reading_order(view, config)
     _check_order(order, config, request.tokens)
     layout = lay_out(config, world_size)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 
-from shared.errors import ConfigError
 from train.config import OptimizerConfig, RunConfig
 
 RESCHEDULING = {
@@ -76,19 +75,14 @@ def cooldown_begin(config: OptimizerConfig, total_steps: int) -> int:
     return max(total_steps - round(config.cooldown_fraction * total_steps), config.warmup_steps)
 
 
-def check_schedule(config: RunConfig) -> None:
-    """Raises: ConfigError if the warmup is longer than the run, or its end is not known."""
-    warmup_steps, total_steps = config.optimizer.warmup_steps, config.total_steps
-    if warmup_steps > total_steps:
-        raise ConfigError(
-            f"optimizer.warmup_steps {warmup_steps} is longer than the horizon of {total_steps} steps: shorten it, or "
-            "raise training.total_steps or training.total_tokens"
-        )
-
-
 def why_not_annealed(config: RunConfig, last_step: int) -> str | None:
     """Why the learning rate will not be at its minimum when the run ends at `last_step`; None if it will be."""
     options, total_steps = config.optimizer, config.total_steps
+    if options.warmup_steps > total_steps:
+        return (
+            f"optimizer.warmup_steps {options.warmup_steps} is longer than the horizon of {total_steps} steps: the "
+            "learning rate never reaches its peak; shorten it, or raise training.total_steps or training.total_tokens"
+        )
     if learning_rate(options, total_steps, total_steps) >= options.learning_rate:
         return (
             f"the learning rate never falls (schedule {options.schedule}, {options.learning_rate:g} to the end): a "
