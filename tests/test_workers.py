@@ -17,7 +17,7 @@ from preprocess.plan import PlannedShard, make_plan, needed_bytes
 from preprocess.progress import Progress
 from preprocess.sources import read_footer
 from preprocess.tokenizer import load_tokenizer
-from preprocess.workers import write_on_workers
+from preprocess.workers import TRIES, _start, write_on_workers
 from shared.errors import ConfigError, UserError
 from shared.format import read_index
 from tests.helpers import (
@@ -312,3 +312,24 @@ def test_too_little_space_is_told_before_anything_is_written(data, tokenizer_pat
 def test_no_workers_are_refused():
     with pytest.raises(ConfigError, match="--workers is 0: at least 1 process is wanted"):
         Execution(workers=0)
+
+
+class Unstartable:
+    """A process whose starting process dies, so many times."""
+
+    def __init__(self, deaths):
+        self.deaths, self.started = deaths, 0
+
+    def start(self):
+        self.started += 1
+        if self.started <= self.deaths:
+            raise EOFError
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again_and_then_told():
+    second = Unstartable(TRIES - 1)
+    _start(second)
+    assert second.started == TRIES
+    message = r"^no worker could be started in 3 tries: free some memory, then run again: it continues$"
+    with pytest.raises(UserError, match=message):
+        _start(Unstartable(TRIES))
