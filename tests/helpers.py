@@ -139,3 +139,17 @@ def await_that(condition: Callable[[], object], process: subprocess.Popen[str], 
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end_s, "not in time"
         time.sleep(0.002)
+
+
+def on_ranks(num_processes: int, module: str, argument: object) -> None:
+    """Run `python -m module argument` as so many real ranks of one thread each; all of them must end well."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    completed = subprocess.run(
+        [sys.executable, *launcher, "-m", module, str(argument)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr[:6000]

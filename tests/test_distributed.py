@@ -1,10 +1,7 @@
 """Every layout trains the same model on the same data, and continues from every other layout's checkpoint."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -15,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from shared.config import unstructure
 from shared.format import read_index
-from tests.helpers import REPOSITORY
+from tests.helpers import on_ranks
 from train.architecture import ArgonneConfig
 from train.config import (
     CheckpointConfig,
@@ -96,16 +93,7 @@ def carry_out(num_processes: int, jobs: list[dict], directory: Path) -> None:
     """Run the jobs on real processes; their outcome is in their run directories."""
     path = directory / "jobs.json"
     path.write_text(json.dumps(jobs))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    completed = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.distributed_worker", str(path)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert completed.returncode == 0, completed.stderr[:6000]
+    on_ranks(num_processes, "tests.distributed_worker", path)
 
 
 @pytest.fixture(scope="module")

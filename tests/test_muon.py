@@ -1,9 +1,6 @@
 """Muon: its arithmetic, and that it is the same whatever ranks hold which rows of a matrix."""
 
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,7 +8,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from tests.helpers import REPOSITORY
+from tests.helpers import on_ranks
 from tests.muon_worker import MESHES, SHAPES, Blocks, drawn, give_gradients, trained
 from tests.test_distributed import Layout, carry_out, job, recipe
 from tests.train_helpers import group_of_one
@@ -123,16 +120,7 @@ def test_rows_are_spread_as_torch_spreads_them(num_rows, num_ranks):
 def spread(tmp_path_factory):
     """What four real processes make of the same gradients, for each mesh."""
     directory = tmp_path_factory.mktemp("spread")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
-    completed = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.muon_worker", str(directory)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert completed.returncode == 0, completed.stderr[:6000]
+    on_ranks(4, "tests.muon_worker", directory)
     return {name: torch.load(directory / f"{name}.pt") for name in MESHES}
 
 

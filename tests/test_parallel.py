@@ -1,9 +1,6 @@
 """What the options of pipelines and sharding change, and that they do not change what is learned."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +8,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
-from tests.helpers import REPOSITORY
+from tests.helpers import on_ranks
 from tests.train_helpers import group_of_one, lively_model, plain, recipe, some_ids
 from train.dry_run import drive
 from train.fsdp import FullyShardedStrategy, sharded_modules
@@ -48,16 +45,7 @@ def outcomes(tmp_path_factory):
     """What each case gives on two real processes."""
     path = tmp_path_factory.mktemp("parallel") / "jobs.json"
     path.write_text(json.dumps([plain(recipe(**changes)) for changes in CASES.values()]))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.parallel_worker", str(path)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[:6000]
+    on_ranks(2, "tests.parallel_worker", path)
     return dict(zip(CASES, json.loads(path.with_suffix(".results").read_text()), strict=True))
 
 
