@@ -81,7 +81,7 @@ lint: $(READY) ## formatter, linter and strict type checker
 	$(PYTHON) -m mypy
 
 check: lint ## lint, and the tests that take seconds
-	$(PYTHON) -m pytest -m "not slow" $(ARGS)
+	$(PYTHON) -m pytest -m "not slow and not long" $(ARGS)
 
 bench: $(READY) ## measure tokenizing, reading and training on this machine
 	$(PYTHON) -m tests.benchmarks

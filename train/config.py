@@ -189,6 +189,17 @@ class PipelineConfig:
 
 
 @dataclass(frozen=True)
+class RecoveryConfig:
+    """What a run puts up with, and what it does then."""
+
+    max_skipped_steps: int = 10
+    """Steps whose loss or gradient is not finite, over the whole run, before it ends; a skipped step changes nothing."""
+
+    def __post_init__(self) -> None:
+        at_least("recovery.max_skipped_steps", self.max_skipped_steps, 0)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All of a recipe."""
 
@@ -199,6 +210,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     fsdp: FullyShardedConfig = field(default_factory=FullyShardedConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     strategy: Literal["fsdp", "pipeline"] = "fsdp"
 
     def __post_init__(self) -> None:

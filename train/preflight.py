@@ -24,7 +24,7 @@ from train.views import View, open_validation, open_view
 RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
 CHANGEABLE = {
-    *("strategy", "pipeline", "fsdp", "checkpoint", "training.microbatch", "training.validate_every"),
+    *("strategy", "pipeline", "fsdp", "recovery", "checkpoint", "training.microbatch", "training.validate_every"),
     *("training.compile", "training.activation_checkpointing", "training.checkpoint_stride"),
     "data.global_batch",
 }
