@@ -18,15 +18,19 @@ from train.checkpoint import Checkpoints, Progress
 from train.collective import gather, rank
 from train.data import ChunkReader
 from train.layout import flops_per_token
-from train.loop import Parts, train
+from train.loop import train
 from train.metrics import RunLog, measured_peak_flops
 from train.microbatch import MICROBATCH_NAME, choose_microbatch, fastest
 from train.optim import build_optimizer
+from train.parts import Parts
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, RunRequest, changes, prepare, versions
 from train.profiling import profiled
+from train.provenance import Provenance
 from train.recovery import StopRequest
 from train.report import plot_losses
+from train.rollback import skip_again
 from train.schedule import why_not_annealed
+from train.spikes import WINDOW, Spikes
 from train.strategy import PRECISIONS, Strategy, build_strategy
 
 LARGEST_KEPT_BYTES = 1 << 30  # activations and gradients on a CPU: a step needs again what the last one had
@@ -86,6 +90,8 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed:
         checkpoints=checkpoints,
         log=log,
         stop=stop,
+        spikes=Spikes(config.recovery.spike_score, gather(log.recent(WINDOW))[0]),
+        provenance=Provenance(request.tokens, prepared.index),
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     where = {"step": progress.step, "layout": str(layout), "dataset": prepared.index.fingerprint[:12]}
@@ -133,4 +139,4 @@ def _resume(
         checkpoints.load(path, strategy.model, optimizer) if path else Progress(0, prepared.order.cursor(0), 0, "")
     )
     log.rewind(progress.step)
-    return progress
+    return skip_again(log.directory, progress)
