@@ -23,6 +23,7 @@ from preprocess.progress import Progress
 from preprocess.provide import given_tokenizer, keep_tokenizer, own_tokenizer
 from preprocess.tokenizer import LoadedTokenizer
 from preprocess.workers import write_on_workers
+from shared.directories import is_directory
 from shared.errors import ConfigError, UserError
 from shared.format import TOKENIZER_NAME, VALIDATION_NAME, Index
 from shared.terminal import safe_text
@@ -103,7 +104,7 @@ def _finish_split(inputs: Inputs, split: Split, base: Path) -> Index:
     directory, settings, tokenizer_settings = split
     given = given_tokenizer(tokenizer_settings)
     name = safe_text(str(directory))
-    if not directory.is_dir():
+    if not is_directory(directory):
         raise ConfigError(f"{name} not found: name the directory that the parts were written to")
     with hold(directory, None):
         tokenizer = given or own_tokenizer(directory, inputs, settings, tokenizer_settings, may_train=False)

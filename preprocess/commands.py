@@ -28,6 +28,7 @@ from preprocess.options import (
     TokenizerReportOptions,
     VerifyOptions,
 )
+from shared.directories import exists, make_directory
 from shared.errors import ConfigError
 from shared.format import Selection
 from shared.storage import write_file
@@ -84,7 +85,7 @@ def tokenizer(argv: Sequence[str]) -> None:
     sample_bytes = int(options.sample_megabytes * MIB)
     trained = (options.vocab_size, sample_bytes, options.special_tokens, options.pre_tokenizer)
     settings = TokenizerSettings(None, options.end_of_document, *trained)
-    if options.out.exists():
+    if exists(options.out):
         raise ConfigError(f"{safe_text(str(options.out))} exists: name a file that does not")
     from preprocess.discover import discover
     from preprocess.provide import train
@@ -95,7 +96,7 @@ def tokenizer(argv: Sequence[str]) -> None:
     found = discover(options.data, BuildSettings(text_column=options.text_column, selection=selection))
     sample = Sample(found.root, found.footers, options.text_column, sample_bytes, selection=selection)
     raw = train(sample, settings.trainer())
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(options.out.parent)
     write_file(options.out, [raw])
     looked_at = replace(sample, size_bytes=min(sample_bytes, REPORT_BYTES))
     print(summarize(options.out, settings.trainer().special_tokens[0], looked_at))

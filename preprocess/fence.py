@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shared.directories import exists
 from shared.errors import UserError
-from shared.storage import exclusive, together
+from shared.files import read_bytes
+from shared.locks import exclusive, together
+from shared.storage import overwrite_file
 from shared.terminal import safe_text
 
 FENCE_NAME = ".lock-tasks"
@@ -36,7 +39,7 @@ def close_fence(directory: Path) -> None:
 
     Raises: UserError if one does not end.
     """
-    if (directory / FENCE_NAME).exists():
+    if exists(directory / FENCE_NAME):
         _rename(directory, "")
 
 
@@ -56,7 +59,7 @@ def _rename(directory: Path, name: str) -> None:
     if not _is_free(directory):
         print("waiting for tasks on other machines to end", flush=True)
     with exclusive(directory, OUTLIVED, FENCE_NAME, WAIT_S):
-        (directory / FENCE_NAME).write_text(name)
+        overwrite_file(directory / FENCE_NAME, name.encode())
 
 
 def _is_free(directory: Path) -> bool:
@@ -69,7 +72,7 @@ def _is_free(directory: Path) -> bool:
 
 def _check_name(directory: Path, name: str) -> None:
     fence = directory / FENCE_NAME
-    if not fence.exists() or fence.read_text() != name:
+    if not exists(fence) or read_bytes(fence) != name.encode():
         raise UserError(
             f"{safe_text(str(directory))} on {platform.node()} is not the directory that the build began in: every "
             "node must share it; if they do, another build has begun there since"

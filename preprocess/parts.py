@@ -7,9 +7,10 @@ from pathlib import Path
 
 from preprocess.config import Part
 from preprocess.fence import FENCE_NAME, close_fence
+from shared.directories import listing, remove_file, written_name
 from shared.format import INDEX_NAME, TOKENIZER_NAME, VALIDATION_NAME
+from shared.locks import LOCK_NAME, exclusive, together
 from shared.packing import PACKINGS_NAME
-from shared.storage import LOCK_NAME, exclusive, together, written_name
 
 SHARD_NAME = re.compile(r"(\d{5,})(\.documents|\.digests)?\.(npy|json)")
 PART_LOCK = re.compile(rf"{re.escape(LOCK_NAME)}-(\d+)-of-(\d+)")
@@ -54,13 +55,13 @@ def _tidied(directory: Path, part: Part | None) -> Iterator[None]:
 
 def _remove_leftovers(directory: Path, part: Part | None) -> None:
     """Delete what killed processes were writing; of a part, only its own shards: the others may be alive."""
-    for path in directory.iterdir():
+    for path in listing(directory):
         name = written_name(path.name)
         if name is None or not is_ours(name):
             continue
         shard = SHARD_NAME.fullmatch(name)
         if part is None or (shard and part.owns(int(shard[1]))):
-            path.unlink(missing_ok=True)
+            remove_file(path)
 
 
 def describe_missing(directory: Path, missing: Sequence[int]) -> str:
@@ -71,7 +72,7 @@ def describe_missing(directory: Path, missing: Sequence[int]) -> str:
     """
     more = f" and {len(missing) - MAX_SHOWN:,} more" if len(missing) > MAX_SHOWN else ""
     shards = f"shard{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:MAX_SHOWN]))}{more}"
-    counts = {int(found[2]) for path in directory.glob("*") if (found := PART_LOCK.fullmatch(path.name))}
+    counts = {int(found[2]) for path in listing(directory) if (found := PART_LOCK.fullmatch(path.name))}
     if len(counts) != 1:
         return shards
     (count,) = counts

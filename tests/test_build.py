@@ -28,7 +28,8 @@ from preprocess.tokenizer import load_tokenizer
 from preprocess.writer import write_shard
 from shared.errors import ConfigError, FormatError, InputError, UserError
 from shared.format import TOKEN_DTYPES, Selection, open_tokens, read_index, stored_size
-from shared.storage import exclusive, write_sealed
+from shared.locks import exclusive
+from shared.storage import write_sealed
 from tests import jsonl_cases
 from tests.helpers import (
     contents,

@@ -17,8 +17,9 @@ from preprocess.pack import pack
 from preprocess.parts import is_ours
 from shared.errors import ConfigError, FormatError, UserError
 from shared.format import read_index
+from shared.locks import exclusive
 from shared.packing import PackingName, read_packing
-from shared.storage import exclusive, read_sealed
+from shared.storage import read_sealed
 from tests.helpers import REPOSITORY, await_that, contents, has_ended, run_cli, start_cli, workers_of
 from tests.train_helpers import write_documents
 
@@ -296,7 +297,7 @@ def test_two_at_once_are_refused(tokens):
 
 def test_a_directory_that_cannot_be_made_is_one_line(tokens):
     (tokens / "packings").touch()
-    message = r"packings/best-fit-8 cannot be made \(Not a directory\): make room or mend the disk, then run again: it"
+    message = r"packings/best-fit-8 cannot be written \(Not a directory\): mend what is wrong there or name another"
     with pytest.raises(UserError, match=message):
         pack(tokens, PackSettings(LENGTH))
 
@@ -314,5 +315,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "best-fit-8 cannot be written to (File too large): make room or mend the disk, then run again" in done.stderr
+    message = (
+        r"best-fit-8/\S+\.npy cannot be written \(File too large; at least [\d,]+ bytes are wanted for it\): allow "
+    )
+    assert re.search(
+        message + r"larger files \(`ulimit -f`\), then run the same command again: it continues", done.stderr
+    )
     assert [path.name for path in packed(tmp_path / "tokens").iterdir()] == [".lock"]

@@ -11,7 +11,8 @@ from preprocess.config import PackSettings
 from preprocess.pack import pack
 from shared.errors import ConfigError, FormatError
 from shared.format import INDEX_NAME, TOKENIZER_NAME, GoldenVector, read_index, tokens_path, write_index
-from shared.storage import LOCK_NAME, read_sealed, write_sealed
+from shared.locks import LOCK_NAME
+from shared.storage import read_sealed, write_sealed
 from tests.train_helpers import random_tokens, recipe, write_tokens
 from train.checkpoint import MANIFEST_NAME
 from train.preflight import RUN_NAME, RunRequest, prepare, versions

@@ -15,8 +15,9 @@ from shared.command import run_command
 from shared.cursor import ReadingOrder
 from shared.errors import ConfigError, FormatError, UserError
 from shared.format import INDEX_NAME, TOKENIZER_NAME, read_index
+from shared.locks import exclusive
 from shared.packing import PackingName, read_packing, write_packing
-from shared.storage import exclusive, read_sealed
+from shared.storage import read_sealed
 from tests.helpers import run_cli
 from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
 from train.__main__ import report, run, sample

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.directories import remove_tree
 from shared.errors import FormatError, UserError
+from shared.locks import exclusive
 from shared.storage import (
-    exclusive,
     read_sealed,
-    remove_tree,
     seal,
     sha256_file,
     write_file,
@@ -24,7 +24,7 @@ from shared.storage import (
 DOCUMENT = {"format": "argonne-tokens", "text": 'caf\u00e9 \\ "q"', "n": -12, "x": 1.5e-7, "list": [1, True, None, {}]}
 HOLD_LOCK = """
 import pathlib, sys
-from shared.storage import exclusive
+from shared.locks import exclusive
 with exclusive(pathlib.Path(sys.argv[1]), "run"):
     print("ready", flush=True)
     sys.stdin.read()

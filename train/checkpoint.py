@@ -21,8 +21,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from shared.cursor import Cursor
+from shared.directories import remove_tree, sync_directory
 from shared.errors import FormatError
-from shared.storage import read_sealed, remove_tree, sha256_file, sync_directory, write_sealed
+from shared.storage import read_sealed, sha256_file, write_sealed
 from train.collective import any_rank, barrier, gather, rank, world_size
 from train.optim import create_state
 

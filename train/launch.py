@@ -15,6 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shared.errors import UserError
+from shared.storage import write_file
 
 INTERRUPTED = 130
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set for each rank: where it leaves its last words
@@ -33,7 +34,7 @@ def leave_message(error: UserError) -> None:
     path = os.environ.get(ERROR_FILE)
     if path is None:
         raise error
-    Path(path).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
+    write_file(Path(path), [json.dumps({"message": str(error), "timestamp": int(time.time())}).encode()])
 
 
 def launch(num_processes: int, arguments: Sequence[str]) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from shared.directories import exists
+from shared.files import append_line, read_bytes
 from shared.storage import write_file
 from train.linear import has_unused_avx512, is_plain_fp32, product
 
@@ -30,8 +32,8 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps after `step`, which will be run again, and a line that a kill cut short."""
-        if self.is_writer and self.metrics_path.exists():
-            kept = [line for line in self.metrics_path.read_bytes().splitlines(keepends=True) if _is_until(line, step)]
+        if self.is_writer and exists(self.metrics_path):
+            kept = [line for line in read_bytes(self.metrics_path).splitlines(keepends=True) if _is_until(line, step)]
             write_file(self.metrics_path, kept)
 
     def recent(self, count: int) -> list[dict[str, Any]]:
@@ -43,8 +45,7 @@ class RunLog:
         self.on_step()
         if not self.is_writer:
             return
-        with open(self.metrics_path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.metrics_path, json.dumps(record))
         if is_last or "validation_loss" in record or time.monotonic() - self._last_line > LINE_INTERVAL_S:
             self._last_line = time.monotonic()
             print(self._line(record), flush=True)
@@ -53,8 +54,7 @@ class RunLog:
         """Append an event, and say it."""
         if not self.is_writer:
             return
-        with open(self.events_path, "a") as file:
-            file.write(json.dumps({"time": time.time(), "event": name, **details}) + "\n")
+        append_line(self.events_path, json.dumps({"time": time.time(), "event": name, **details}))
         said = details.get("problem") or ", ".join(f"{key} {value}" for key, value in details.items())
         print(f"{name}: {said}", flush=True)
 
@@ -80,7 +80,7 @@ def _is_until(line: bytes, step: int) -> bool:
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The records of all steps of a run, alive, finished or dead; a line that a kill cut short is left out."""
-    lines = (directory / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines = read_bytes(directory / "metrics.jsonl").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 

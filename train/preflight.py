@@ -9,9 +9,11 @@ from typing import Any
 
 from shared.config import structure, unstructure
 from shared.cursor import ReadingOrder
+from shared.directories import exists, listing, written_name
 from shared.errors import ConfigError
 from shared.format import VALIDATION_NAME, Index, read_index
-from shared.storage import LOCK_NAME, read_sealed, written_name
+from shared.locks import LOCK_NAME
+from shared.storage import read_sealed
 from train.architecture import at_least
 from train.config import RunConfig
 from train.data import reading_order
@@ -164,8 +166,8 @@ def _check_run(prepared: Prepared) -> None:
     """Raises: ConfigError if the directory holds a run of something else, or no run but other files."""
     directory = prepared.request.run
     path = directory / RUN_NAME
-    if not path.exists():
-        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    if not exists(path):
+        names = [path.name for path in listing(directory)]
         # A run killed in its first moment leaves its lock and what it was writing.
         if any(name != LOCK_NAME and written_name(name) != RUN_NAME for name in names):
             raise ConfigError(f"{directory} is not empty and not a run (no {RUN_NAME}): name another directory")
@@ -201,7 +203,7 @@ def changes(prepared: Prepared) -> dict[str, str]:
     An option that there was not when it began had the value that it has by default now.
     """
     path = prepared.request.run / RUN_NAME
-    if not path.exists():
+    if not exists(path):
         return {}
     defaults = _flatten({"recipe": unstructure(RunConfig())})
     before = defaults | _flatten(read_sealed(path)["identity"])
