@@ -44,7 +44,7 @@ def tokenize(argv: Sequence[str]) -> None:
     workers = num_cores() if options.workers is None and options.ray is None else options.workers
     part = None if options.part is None else parse_part(options.part)
     engines = EngineSettings(options.engine, options.verify, options.token_counts)
-    execution = Execution(workers, part, engines, options.ray)
+    execution = Execution(workers, part, engines, options.ray, options.steal)
     from preprocess.build import build
 
     build(options.data, options.tokens, settings, tokenizer, execution)
@@ -56,7 +56,7 @@ def finish(argv: Sequence[str]) -> None:
     settings, tokenizer = options.build_settings(), options.tokenizer_settings()
     from preprocess.build import finish
 
-    finish(options.data, options.tokens, settings, tokenizer)
+    finish(options.data, options.tokens, settings, tokenizer, options.steal)
 
 
 def duplicates(argv: Sequence[str]) -> None:
@@ -66,14 +66,14 @@ def duplicates(argv: Sequence[str]) -> None:
     workers = num_cores() if options.workers is None else options.workers
     from preprocess.build import find_duplicates
 
-    find_duplicates(options.data, options.tokens, settings, tokenizer, Execution(workers))
+    find_duplicates(options.data, options.tokens, settings, tokenizer, Execution(workers, steal=options.steal))
 
 
 def pack(argv: Sequence[str]) -> None:
     """Chunks that respect documents, as small index files beside a finished dataset."""
     options = _parse("pack", PackOptions, argv)
     workers = num_cores() if options.workers is None else options.workers
-    settings = PackSettings(options.length, options.method, workers)
+    settings = PackSettings(options.length, options.method, workers, options.steal)
     from preprocess.pack import pack
 
     pack(options.tokens, settings)

@@ -22,6 +22,7 @@ from preprocess.placing import place_documents
 from preprocess.processes import become_worker, interrupts_held
 from preprocess.progress import Progress
 from shared.arrays import check_array, open_array, write_array
+from shared.claims import held
 from shared.config import structure
 from shared.directories import exists, listing, make_directory, remove_file, written_name
 from shared.errors import ConfigError, FormatError, UserError
@@ -69,7 +70,7 @@ def pack(tokens: Path, settings: PackSettings) -> Packing:
     index = read_index(tokens)
     name = PackingName(tokens, settings.method, settings.length)
     make_directory(name.directory)
-    with exclusive(name.directory, "pack"):
+    with exclusive(name.directory, "pack", steal=settings.steal):
         before = _existing(name, index)
         _tidy(name.directory, len(index.shards))
         tasks = [Task(name, number, shard) for number, shard in enumerate(index.shards)]
@@ -193,7 +194,7 @@ def _carry_out(tasks: Sequence[Task], index: Index, workers: int) -> dict[int, P
 
 
 def _on_processes(tasks: Sequence[Task], workers: int) -> Generator[tuple[Task, PackedShard]]:
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=become_worker)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=become_worker, initargs=(held(),))
     try:
         with interrupts_held():  # or Ctrl-C meets a worker before it has learnt to leave that to its parent
             futures = {pool.submit(pack_shard, task): task for task in tasks}

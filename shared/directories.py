@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from shared.claims import guard
 from shared.system import reading, system, writing
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -71,18 +72,21 @@ def make_directory(directory: Path) -> None:
 def remove_file(path: Path) -> None:
     """Delete a file, if it is there, and make that durable."""
     if exists(path):
+        guard(path)
         writing(path, partial(_unlink, path))
         sync_directory(path.parent)
 
 
 def move(old: Path, new: Path) -> None:
     """Give a file or directory another name in the same directory, in place of what had it, durable."""
+    guard(new)
     writing(new, partial(system.rename, old, new))
     sync_directory(new.parent)
 
 
 def remove_tree(directory: Path) -> None:
     """Delete `directory` and what is in it, durable. It is gone at once: a crash leaves the rest under another name."""
+    guard(directory)
     doomed = directory if written_name(directory.name) else temporary_name(directory)
     if doomed != directory:
         move(directory, doomed)

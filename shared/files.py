@@ -7,7 +7,6 @@ from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedRandom, BufferedReader, Raw
 from pathlib import Path
 from typing import Any
 
-from shared.errors import StorageError
 from shared.system import reading, system, writing
 
 BUFFER_BYTES = 1 << 17
@@ -148,31 +147,3 @@ def size_of(path: Path) -> int:
     """
     with OpenFile(path, os.O_RDONLY) as file:
         return file.size()
-
-
-def append_line(path: Path, line: str) -> None:
-    """Add a line to the text file at `path`: whole, or not at all. A line that a kill cut short makes room for it.
-
-    Raises: StorageError if the system refuses.
-    """
-    with OpenFile(path, os.O_RDWR | os.O_CREAT) as file:
-        end = _end_of_lines(file)
-        rest = memoryview(line.encode() + b"\n")
-        try:
-            while rest:
-                rest = rest[file.write(rest) :]
-        except StorageError:
-            file.truncate(end)
-            raise
-
-
-def _end_of_lines(file: OpenFile) -> int:
-    """Go to where the last whole line ends, and let nothing be behind that."""
-    end = file.seek(0, SEEK_END)
-    last = bytearray(1)
-    file.seek(max(end - 1, 0))
-    if end and file.readinto(last) and last != b"\n":
-        file.seek(0)
-        end = file.readall().rfind(b"\n") + 1
-        file.truncate(end)
-    return file.seek(end)

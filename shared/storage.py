@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from io import BufferedIOBase, BufferedRandom
+from io import SEEK_END, BufferedIOBase, BufferedRandom
 from pathlib import Path
 from typing import Any
 
+from shared.claims import guard
 from shared.directories import sync_directory, temporary_name
-from shared.errors import FormatError
+from shared.errors import FormatError, StorageError
 from shared.files import OpenFile, open_empty, open_file, read_bytes
 from shared.system import system, writing
 
@@ -81,19 +82,28 @@ def new_file(path: Path) -> Iterator[BufferedRandom]:
 
     The temporary name is of this write alone: two processes that write the same file at once both write a whole one.
 
-    Raises: StorageError if the disk refuses.
+    Raises: StorageError if the disk refuses; UserError if the directory was taken from this process.
     """
     temporary = temporary_name(path)
     try:
         with open_empty(temporary, path) as file:
             yield file
             _sync(file)
-        writing(path, partial(system.rename, temporary, path))
+        _put_in_place(temporary, path)
     except BaseException:
         with suppress(OSError):  # there may be none, and what went wrong matters more
             system.unlink(temporary)  # a full disk gets its room back
         raise
     sync_directory(path.parent)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    guard(path)
+    try:
+        writing(path, partial(system.rename, temporary, path))
+    except StorageError:
+        guard(path)  # who took the directory has deleted what was being written
+        raise
 
 
 def sync_and_hash(file: BufferedRandom) -> str:
@@ -128,15 +138,33 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def overwrite_file(path: Path, contents: bytes) -> None:
-    """Give the file at `path` other contents, durable; it stays the same file, for one that is held by a lock.
+def append_line(path: Path, line: str) -> None:
+    """Add a line to the text file at `path`: whole, or not at all. A line that a kill cut short makes room for it.
 
-    A crash in the middle may leave it empty.
+    Raises: StorageError if the system refuses; UserError if the directory was taken from this process.
     """
-    with open_empty(path) as file:
-        file.write(contents)
-        _sync(file)
-    sync_directory(path.parent)
+    guard(path)
+    with OpenFile(path, os.O_RDWR | os.O_CREAT) as file:
+        end = _end_of_lines(file)
+        rest = memoryview(line.encode() + b"\n")
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except StorageError:
+            file.truncate(end)
+            raise
+
+
+def _end_of_lines(file: OpenFile) -> int:
+    """Go to where the last whole line ends, and let nothing be behind that."""
+    end = file.seek(0, SEEK_END)
+    last = bytearray(1)
+    file.seek(max(end - 1, 0))
+    if end and file.readinto(last) and last != b"\n":
+        file.seek(0)
+        end = file.readall().rfind(b"\n") + 1
+        file.truncate(end)
+    return file.seek(end)
 
 
 def seal(document: dict[str, Any]) -> str:

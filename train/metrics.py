@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from shared.directories import exists
-from shared.files import append_line, read_bytes
-from shared.storage import write_file
+from shared.files import read_bytes
+from shared.storage import append_line, write_file
 from train.linear import has_unused_avx512, is_plain_fp32, product
 
 LINE_INTERVAL_S = 5.0
