@@ -142,6 +142,7 @@ OPTIONS = [
     ("data__sequence_length", 8, data),
     ("data__global_batch", 2, data),
     ("data__order", "natural", data),
+    ("data__shuffle_length", 32, data),
     ("data__packing", "best-fit", data),
     ("data__document_mask", True, losses),
     ("data__restart_positions", True, losses),

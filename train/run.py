@@ -139,4 +139,4 @@ def _resume(
         checkpoints.load(path, strategy.model, optimizer) if path else Progress(0, prepared.order.cursor(0), 0, "")
     )
     log.rewind(progress.step)
-    return skip_again(log.directory, progress)
+    return skip_again(log.directory, progress, prepared.config.data.sequence_length)
