@@ -194,8 +194,11 @@ class RecoveryConfig:
 
     max_skipped_steps: int = 10
     """Steps whose loss or gradient is not finite, over the whole run, before it ends; a skipped step changes nothing."""
+    deadline_margin_s: float = 30.0
+    """Seconds to spare before the job ends, beside those of a step and two saves: for what takes longer than before."""
 
     def __post_init__(self) -> None:
+        at_least("recovery.deadline_margin_s", self.deadline_margin_s, 0)
         at_least("recovery.max_skipped_steps", self.max_skipped_steps, 0)
 
 

@@ -16,7 +16,7 @@ from train.optim import set_learning_rates
 from train.recovery import StopRequest, require_finite
 from train.schedule import learning_rates
 from train.strategy import Strategy
-from train.validation import validation_record
+from train.validation import is_validated, validation_record
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,21 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
     config, saved_step = parts.config, progress.step
     while progress.step < last_step and not parts.stop.agreed():
         progress, record = _step(parts, progress)
-        if progress.step == config.total_steps or _is_due(progress.step, config.training.validate_every):
-            record |= validation_record(parts.strategy, parts.reader)
+        parts.stop.pace.stepped(record["step_s"])
+        if is_validated(config, progress.step):
+            record |= validation_record(parts.strategy, parts.reader, parts.stop.agreed)
         parts.log.step(record, is_last=progress.step == last_step)
-        if progress.step == last_step or _is_due(progress.step, config.checkpoint.every):
+        if config.checkpoint.every is not None and progress.step % config.checkpoint.every == 0:
             saved_step = _save(parts, progress)
     if progress.step > saved_step:
         _save(parts, progress)
     return progress
 
 
-def _is_due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
-
-
 def _save(parts: Parts, progress: Progress) -> int:
+    began = time.monotonic()
     path = parts.checkpoints.save(parts.strategy.model, parts.optimizer, progress)
+    parts.stop.pace.saved(time.monotonic() - began)
     parts.log.event("save", step=progress.step, path=str(path))
     return progress.step
 

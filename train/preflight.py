@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from train.layout import Layout, lay_out
 from train.memory import stage_bytes
 from train.schedule import RESCHEDULING, first_difference
 from train.views import View, open_validation, open_view
+from train.walltime import parse_deadline
 
 RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
@@ -47,6 +49,8 @@ class RunRequest:
     """Steps of which a trace is written into the run's directory."""
     memory_snapshot: bool = False
     """Write the allocations of every GPU into the run's directory."""
+    deadline: str | None = None
+    """When the job ends, if not what the batch system says."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
     """
     if request.stop_step is not None:
         at_least("stop-step", request.stop_step, 1)
+    if request.deadline is not None:
+        parse_deadline(request.deadline, time.time())
     _check_device(request)
     index = read_index(request.tokens)
     view = open_view(request.tokens, index, request.config)
