@@ -54,6 +54,18 @@ def test_each_step_stands_once_however_often_a_run_is_killed(tmp_path):
     assert steps(tmp_path) == list(range(1, 10))
 
 
+def test_the_last_records_are_told_by_the_rank_that_writes_them(tmp_path):
+    assert log_of(tmp_path).recent(2) == []
+    written(tmp_path, range(1, 5))
+    assert [found["step"] for found in log_of(tmp_path).recent(2)] == [3, 4]
+    assert log_of(tmp_path, is_writer=False).recent(2) == []
+
+
+def test_the_line_of_a_skipped_step_says_so(tmp_path, capsys):
+    log_of(tmp_path).step(record(3) | {"loss": None, "grad_norm": None}, is_last=True)
+    assert capsys.readouterr().out.startswith("step 3/100  skipped  lr ")
+
+
 def test_rewinding_keeps_the_lines_byte_for_byte(tmp_path):
     log = written(tmp_path, range(1, 6))
     lines = log.metrics_path.read_bytes().splitlines(keepends=True)
@@ -94,7 +106,7 @@ def test_a_validated_step_is_told_at_once_and_others_once_an_interval(tmp_path, 
     log.step(record(5, validation_loss=2.25), is_last=False)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["1/100", "5/100"]
-    assert "loss 2.5000  validation 2.2500  grad" in lines[1]
+    assert "loss 2.5000  grad 1.000  validation 2.2500  lr" in lines[1]
 
 
 def test_an_event_is_a_line_of_json_and_a_line_for_people(tmp_path, capsys):

@@ -42,6 +42,8 @@ class Progress:
     """Targets trained on."""
     data_digest: str
     """Chained hash of every batch, in reading order."""
+    skipped: int = 0
+    """Steps that changed no weight, because of their loss or gradient, and rollbacks."""
 
 
 class Checkpoints:
@@ -72,6 +74,7 @@ class Checkpoints:
             "cursor": progress.cursor._asdict(),
             "tokens": progress.tokens,
             "data_digest": progress.data_digest,
+            "skipped": progress.skipped,
             "rng": {"seed": self.identity["recipe"]["training"]["seed"], "step": progress.step},  # all there is of it
             "tensors": _union(gather({name: _describe(tensor) for name, tensor in tensors.items()})),
             "files": _union(gather(_hash_share(path, names))),
@@ -88,10 +91,10 @@ class Checkpoints:
         barrier()
         return path
 
-    def newest(self) -> tuple[Path | None, list[str]]:
-        """The newest valid checkpoint, and what is wrong with each newer one."""
+    def newest(self, until: int | None = None) -> tuple[Path | None, list[str]]:
+        """The newest valid checkpoint, of step `until` or before, and what is wrong with each newer one."""
         problems: list[str] = []
-        for path in reversed(gather(_steps(self.directory))[0]):
+        for path in reversed(gather([p for p in _steps(self.directory) if until is None or _number(p) <= until])[0]):
             problem = self.problem(path)
             if problem is None:
                 return path, problems
@@ -113,7 +116,16 @@ class Checkpoints:
                 )
         create_state(optimizer)
         load_tensors(path, training_tensors(model, optimizer), manifest)
-        return Progress(manifest["step"], Cursor(**manifest["cursor"]), manifest["tokens"], manifest["data_digest"])
+        where = Cursor(**manifest["cursor"])
+        return Progress(
+            manifest["step"], where, manifest["tokens"], manifest["data_digest"], manifest.get("skipped", 0)
+        )
+
+    def discard_after(self, path: Path) -> None:
+        """Delete what is newer than `path`; for one rank, at a time when nobody saves."""
+        for newer in _steps(self.directory):
+            if _number(newer) > _number(path):
+                remove_tree(newer)
 
     def problem(self, path: Path) -> str | None:
         """What is wrong with a checkpoint's files, or None; the ranks share the reading."""

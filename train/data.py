@@ -23,7 +23,7 @@ from train.buffers import Widening
 from train.config import RunConfig
 from train.loss import IGNORED
 from train.places import Places
-from train.sequences import DIGEST_BYTES
+from train.sequences import DIGEST_BYTES, Spans
 from train.views import View
 
 BLOCK_IDS = 1 << 20  # read at once, in whole batches: one hand-over between threads for all of them
@@ -108,6 +108,11 @@ class ChunkReader:
             self._positions, self._batches = block.positions, block.batches(self._widen)
         waited = time.perf_counter() - began
         return self._batches[self._positions.index(position)], waited
+
+    def spans(self, position: int) -> Spans:
+        """What of the dataset the global batch at `position` is, over all ranks."""
+        chunks = self.order.chunks(range(position, position + self.global_batch))
+        return self._thread.submit(self._training.view.spans, *self.order.locate(chunks)).result()
 
     def held_out(self, position: int) -> Batch:
         """This rank's part of the global batch at `position` of the validation range."""

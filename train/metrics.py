@@ -21,6 +21,7 @@ class RunLog:
     """metrics.jsonl and events.jsonl of one run, and what it prints."""
 
     def __init__(self, directory: Path, is_writer: bool, total_steps: int) -> None:
+        self.directory = directory
         self.metrics_path = directory / "metrics.jsonl"
         self.events_path = directory / "events.jsonl"
         self.is_writer, self.total_steps = is_writer, total_steps
@@ -46,6 +47,10 @@ class RunLog:
             lines = self.metrics_path.read_bytes().splitlines(keepends=True)
             write_file(self.metrics_path, [*lines[:-1], json.dumps(self._newest).encode() + b"\n"])
 
+    def recent(self, count: int) -> list[dict[str, Any]]:
+        """The records of the last steps, on the rank that writes them."""
+        return read_metrics(self.directory)[-count:] if self.is_writer and self.metrics_path.exists() else []
+
     def step(self, record: dict[str, Any], is_last: bool) -> None:
         """Append the record of one step; print it if the interval is over, it was validated, or it is the last."""
         self.on_step()
@@ -70,10 +75,11 @@ class RunLog:
     def _line(self, record: dict[str, Any]) -> str:
         left_s = (self.total_steps - record["step"]) * record["step_s"]
         hours, seconds = divmod(int(left_s), 3600)
+        learned = "skipped" if record["loss"] is None else f"loss {record['loss']:.4f}  grad {record['grad_norm']:.3f}"
         validation = f"  validation {record['validation_loss']:.4f}" if "validation_loss" in record else ""
         return (
-            f"step {record['step']}/{self.total_steps}  loss {record['loss']:.4f}{validation}  "
-            f"grad {record['grad_norm']:.3f}  lr {record['lr']:.2e}  {record['tokens_per_s']:,.0f} tokens/s  "
+            f"step {record['step']}/{self.total_steps}  {learned}{validation}  lr {record['lr']:.2e}  "
+            f"{record['tokens_per_s']:,.0f} tokens/s  "
             f"mfu {record['mfu']:.0%}  data-wait {record['data_wait_s'] * 1000:.1f} ms  "
             f"left {hours}:{seconds // 60:02d}:{seconds % 60:02d}"
         )

@@ -17,7 +17,7 @@ from shared.packing import CHUNK_DTYPE, PIECE_DTYPE, PackingName, read_packing, 
 from train.buffers import Buffers
 from train.config import DataConfig
 from train.maps import ShardMaps, check_stored, map_tokens
-from train.sequences import Sequences, join_digests, spread
+from train.sequences import Sequences, Spans, join_digests, spread
 
 
 class Pieces(NamedTuple):
@@ -79,6 +79,12 @@ class PackedView:
         begins = np.insert(pieces.places, pieces.bounds[1:], num_targets)
         starts = spread(begins, np.diff(pieces.bounds) + 1, length) if self._tells_documents else None
         return Sequences(ids, num_targets, self._digests(ids, pieces), starts)
+
+    def spans(self, shards: Chunks, offsets: Chunks) -> Spans:
+        """See View."""
+        pieces = self._located(shards, offsets)
+        within = pieces.starts - self._ids.starts(shards)[pieces.rows]
+        return Spans(shards[pieces.rows], within // self._ids.dtype.itemsize, pieces.ends - pieces.places + 1)
 
     def _located(self, shards: Chunks, offsets: Chunks) -> Pieces:
         chunks = self._chunks.read(shards, offsets)

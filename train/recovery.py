@@ -1,10 +1,8 @@
-"""What ends a run early without losing anything: signals, acted on by all ranks together, and steps that went bad."""
+"""What ends a run early without losing anything: signals and the end of its job, acted on by all ranks together."""
 
-import math
 import os
 import time
 
-from shared.errors import UserError
 from train.collective import any_rank
 from train.deadline import Deadline, Pace
 from train.signals import Signals
@@ -41,13 +39,4 @@ class StopRequest:
         return (
             f"the job ends in {max(self.deadline.end_s - now_s, 0):.0f} s ({self.deadline.source}), two saves and "
             f"recovery.deadline_margin_s take {self.pace.needed_s(self.deadline.margin_s):.0f} s: ask for more time"
-        )
-
-
-def require_finite(step: int, loss: float, grad_norm: float) -> None:
-    """Raises: UserError if a step's loss or gradient is not finite; every rank has the same numbers."""
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise UserError(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}: stopped before the weights changed; lower "
-            "optimizer.learning_rate or look at the data, then start again: the newest checkpoint is used"
         )

@@ -22,15 +22,15 @@ def report(run: Path) -> str:
 
 
 def _summary(records: list[dict[str, Any]]) -> list[str]:
-    first, last = records[0], records[-1]
+    learned = [record for record in records if record["loss"] is not None]
     validations = [record for record in records if "validation_loss" in record]
     return [
-        f"steps       {len(records):,}, {last['tokens']:,} tokens",
-        f"loss        {first['loss']:.4f} at step {first['step']} -> {last['loss']:.4f} at step {last['step']}",
+        f"steps       {len(records):,}, {records[-1]['tokens']:,} tokens",
+        "loss        " + " -> ".join(f"{r['loss']:.4f} at step {r['step']}" for r in (*learned[:1], *learned[-1:])),
         *(f"validation  {record['validation_loss']:.4f} at step {record['step']}" for record in validations[-3:]),
         f"speed       {median(record['tokens_per_s'] for record in records):,.0f} tokens/s, "
         f"mfu {median(record['mfu'] for record in records):.0%} (medians)",
-        f"digest      {last['data_digest']}",
+        f"digest      {records[-1]['data_digest']}",
     ]
 
 

@@ -19,17 +19,21 @@ from train.collective import gather, rank
 from train.data import ChunkReader
 from train.deadline import Deadline, Pace, guessed_save_s
 from train.layout import flops_per_token, num_parameters
-from train.loop import Parts, train
+from train.loop import train
 from train.metrics import RunLog, measured_peak_flops
 from train.microbatch import MICROBATCH_NAME, choose_microbatch, fastest
 from train.optim import build_optimizer
 from train.outcome import nothing_to_do, write_state
+from train.parts import Parts
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, RunRequest, changes, prepare, versions
 from train.profiling import profiled
+from train.provenance import Provenance
 from train.recovery import StopRequest
 from train.report import plot_losses
+from train.rollback import skip_again
 from train.schedule import why_not_annealed
 from train.signals import Signals
+from train.spikes import WINDOW, Spikes
 from train.strategy import PRECISIONS, Strategy, build_strategy
 from train.validation import is_owed, validation_record
 from train.walltime import job_end
@@ -99,6 +103,8 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed:
         checkpoints=checkpoints,
         log=log,
         stop=stop,
+        spikes=Spikes(config.recovery.spike_score, gather(log.recent(WINDOW))[0]),
+        provenance=Provenance(request.tokens, prepared.index),
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -201,4 +207,4 @@ def _resume(
         checkpoints.load(path, strategy.model, optimizer) if path else Progress(0, prepared.order.cursor(0), 0, "")
     )
     log.rewind(progress.step)
-    return progress
+    return skip_again(log.directory, progress)

@@ -27,6 +27,16 @@ class Sequences(NamedTuple):
     """The first position of the document that each position is in; None unless the recipe asks for it."""
 
 
+class Spans(NamedTuple):
+    """Runs of ids that chunks were cut from, in the order in which they are read."""
+
+    shards: Chunks
+    starts: Chunks
+    """Ids from the start of each shard."""
+    sizes: Chunks
+    """Ids: the inputs, and the target of the last of them."""
+
+
 def join_digests(digests: Iterable[bytes]) -> npt.NDArray[np.uint8]:
     """(B, DIGEST_BYTES) of a digest for each sequence."""
     return np.frombuffer(bytearray().join(digests), np.uint8).reshape(-1, DIGEST_BYTES)

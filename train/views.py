@@ -21,7 +21,7 @@ from train.config import DataConfig, RunConfig
 from train.documents import Documents
 from train.maps import check_stored, map_tokens
 from train.packed import PackedView
-from train.sequences import Sequences, join_digests
+from train.sequences import Sequences, Spans, join_digests
 
 
 class View(Protocol):
@@ -49,6 +49,9 @@ class View(Protocol):
 
     def read(self, shards: Chunks, offsets: Chunks) -> Sequences:
         """These chunks, in this order."""
+
+    def spans(self, shards: Chunks, offsets: Chunks) -> Spans:
+        """What of the shards is in these chunks; one chunk may be of several spans."""
 
 
 def open_view(tokens: Path, index: Index, config: RunConfig) -> View:
@@ -117,6 +120,10 @@ class PlainView:
         if self._documents is not None:
             starts = self._documents.starts(shards, offsets * self._length, self._length)
         return Sequences(ids, num_targets, join_digests(map(xxh3_128_digest, ids)), starts)
+
+    def spans(self, shards: Chunks, offsets: Chunks) -> Spans:
+        """See View."""
+        return Spans(shards, offsets * self._length, self.num_targets(shards, offsets) + 1)
 
     def _places(self, shards: Chunks, offsets: Chunks) -> Chunks:
         return self._ids.starts(shards) + offsets * (self._length * self._ids.dtype.itemsize)

@@ -139,7 +139,8 @@ def loop_overhead_s(steps: int = 8) -> float:
     from types import SimpleNamespace
 
     from train.data import ChunkReader
-    from train.loop import Parts, _step
+    from train.parts import Parts
+    from train.step import take_step
     from train.views import open_view
 
     config = load_recipe("125m")
@@ -147,10 +148,10 @@ def loop_overhead_s(steps: int = 8) -> float:
         index = write_tokens(Path(directory) / "tokens", [random_tokens(6_000_000, 50_000)], vocab_size=50_000)
         reader = ChunkReader(open_view(Path(directory) / "tokens", index, config), config, 0, 1, CPU)
         optimizer = SimpleNamespace(param_groups=[], step=lambda: None, zero_grad=lambda: None)
-        parts = Parts(config, Sleeping(), optimizer, reader, None, None, None, 0.0)
+        parts = Parts(config, Sleeping(), optimizer, reader, *[None] * 5, 0.0)
         progress, seconds = Progress(0, reader.order.cursor(0), 0, ""), []
         for _ in range(steps):
-            progress, record = _step(parts, progress)
+            progress, record = take_step(parts, progress)
             seconds.append(record["step_s"] - COMPUTING_S)
         reader.close()
     return median(seconds[1:])
