@@ -1,12 +1,16 @@
+import hashlib
 import json
 from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from preprocess.config import PackSettings
 from preprocess.pack import pack
 from shared.errors import ConfigError, FormatError
-from shared.format import INDEX_NAME, TOKENIZER_NAME, tokens_path, write_index
+from shared.format import INDEX_NAME, TOKENIZER_NAME, GoldenVector, read_index, tokens_path, write_index
 from shared.storage import LOCK_NAME, read_sealed, write_sealed
 from tests.train_helpers import random_tokens, recipe, write_tokens
 from train.checkpoint import MANIFEST_NAME
@@ -136,6 +140,28 @@ def test_a_shard_cut_short_is_told(tokens, run, shard):
 def test_a_missing_shard_is_told(tokens, run):
     tokens_path(tokens, 1).unlink()
     refused("00001.npy is missing: delete", tokens, run, kind=FormatError)
+
+
+def test_a_tokenizer_that_gives_other_ids_than_the_dataset_has_is_told_with_both(tokens, run):
+    tokenizer = Tokenizer(WordLevel({"<|end|>": 0, "the": 1, "sea": 2, "[UNK]": 3}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(tokens / TOKENIZER_NAME))
+    sha256 = hashlib.sha256((tokens / TOKENIZER_NAME).read_bytes()).hexdigest()
+    index = read_index(tokens)
+
+    def write_golden(ids):
+        golden = [GoldenVector("the sea", [1, 2]), GoldenVector("sea <|end|>", ids)]
+        write_index(tokens, replace(index, tokenizer=replace(index.tokenizer, sha256=sha256, golden=golden)))
+
+    write_golden([2, 3, 3, 3])
+    prepared(tokens, run)  # a special token in a text is text
+    write_golden([2, 0])
+    message = (
+        r"^tokenizers [0-9.]+ encodes 'sea <\|end\|>' by .*tokenizer.json as \[2, 3, 3, 3\], the dataset has \[2, 0\]: "
+        "install the release of tokenizers that made the dataset$"
+    )
+    refused(message, tokens, run, kind=FormatError)
 
 
 @pytest.mark.parametrize(("text", "found"), [("other", r"[0-9a-f]{12}"), (None, "absent")])

@@ -1,6 +1,5 @@
 """Everything that can be wrong with a run, found before a process group exists: one mistake is one message."""
 
-import hashlib
 import json
 import os
 import platform
@@ -11,12 +10,13 @@ from typing import Any
 
 from shared.config import structure, unstructure
 from shared.cursor import ReadingOrder
-from shared.errors import ConfigError, FormatError
-from shared.format import TOKENIZER_NAME, VALIDATION_NAME, Index, read_index
+from shared.errors import ConfigError
+from shared.format import VALIDATION_NAME, Index, read_index
 from shared.storage import LOCK_NAME, read_sealed, written_name
 from train.architecture import at_least
 from train.config import RunConfig
 from train.data import reading_order
+from train.golden import check_tokenizer
 from train.layout import Layout, lay_out
 from train.memory import stage_bytes
 from train.schedule import RESCHEDULING, first_difference
@@ -97,7 +97,7 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
     index = read_index(request.tokens)
     view = open_view(request.tokens, index, request.config)
     view.check()
-    _check_tokenizer(request.tokens, index)
+    check_tokenizer(request.tokens, index)
     tokenizer = index.tokenizer
     model = request.config.model.resolved(tokenizer.vocab_size, tokenizer.end_of_document_id)
     config = replace(request.config, model=model)
@@ -121,16 +121,6 @@ def _check_device(request: RunRequest) -> None:
     check_profiling(request.profile, request.memory_snapshot)
     if request.config.training.precision == "float8":
         check_float8()
-
-
-def _check_tokenizer(tokens: Path, index: Index) -> None:
-    """Raises: FormatError if the tokenizer is not the one that made the dataset."""
-    path = tokens / TOKENIZER_NAME
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
-    if found != index.tokenizer.sha256:
-        raise FormatError(
-            f"{path} is {found[:12]}, the dataset was made with {index.tokenizer.sha256[:12]}: put that file back"
-        )
 
 
 def _check_order(order: ReadingOrder, config: RunConfig, tokens: Path) -> None:
