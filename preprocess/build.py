@@ -23,6 +23,7 @@ from preprocess.progress import Progress
 from preprocess.provide import given_tokenizer, keep_tokenizer, own_tokenizer
 from preprocess.tokenizer import LoadedTokenizer
 from preprocess.workers import write_on_workers
+from shared.directories import is_directory
 from shared.errors import ConfigError, UserError
 from shared.format import TOKENIZER_NAME, VALIDATION_NAME, Index
 from shared.terminal import safe_text
@@ -50,14 +51,16 @@ def build(
     return index
 
 
-def finish(data: str, directory: Path, settings: BuildSettings, tokenizer_settings: TokenizerSettings) -> Index:
+def finish(
+    data: str, directory: Path, settings: BuildSettings, tokenizer_settings: TokenizerSettings, steal: bool = False
+) -> Index:
     """The finished dataset whose parts are all written, in `directory`: only the index is made.
 
     Raises: UserError if a shard is missing; ConfigError if `directory` is something else.
     """
     inputs = discover(data, settings)
     splits = _splits(directory, settings, tokenizer_settings)
-    index, *_ = [_finish_split(inputs, split, directory) for split in splits]
+    index, *_ = [_finish_split(inputs, split, directory, steal) for split in splits]
     return index
 
 
@@ -71,7 +74,7 @@ def find_duplicates(
     inputs = discover(data, settings)
     given = given_tokenizer(tokenizer_settings)
     make_directory(directory)
-    with hold(directory, None):
+    with hold(directory, None, execution.steal):
         tokenizer = given or own_tokenizer(directory, inputs, settings, tokenizer_settings, may_train=True)
         job = _open_job(directory, inputs, settings, tokenizer, execution.engines, directory)
         _ensure_duplicates(job, execution)
@@ -90,7 +93,7 @@ def _build_split(inputs: Inputs, split: Split, base: Path, execution: Execution)
     directory, settings, tokenizer_settings = split
     given = given_tokenizer(tokenizer_settings)
     make_directory(directory)
-    with hold(directory, execution.part):
+    with hold(directory, execution.part, execution.steal):
         may_train = execution.part is None
         tokenizer = given or own_tokenizer(directory, inputs, settings, tokenizer_settings, may_train=may_train)
         job = _open_job(directory, inputs, settings, tokenizer, execution.engines, base)
@@ -99,13 +102,13 @@ def _build_split(inputs: Inputs, split: Split, base: Path, execution: Execution)
         return _carry_out(job, execution)
 
 
-def _finish_split(inputs: Inputs, split: Split, base: Path) -> Index:
+def _finish_split(inputs: Inputs, split: Split, base: Path, steal: bool) -> Index:
     directory, settings, tokenizer_settings = split
     given = given_tokenizer(tokenizer_settings)
     name = safe_text(str(directory))
-    if not directory.is_dir():
+    if not is_directory(directory):
         raise ConfigError(f"{name} not found: name the directory that the parts were written to")
-    with hold(directory, None):
+    with hold(directory, None, steal):
         tokenizer = given or own_tokenizer(directory, inputs, settings, tokenizer_settings, may_train=False)
         job = _open_job(directory, inputs, settings, tokenizer, HERE.engines, base)
         shards, missing = shards_there(job, range(len(job.plan.shards)), "shard {} is missing")

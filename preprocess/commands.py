@@ -28,6 +28,7 @@ from preprocess.options import (
     TokenizerReportOptions,
     VerifyOptions,
 )
+from shared.directories import exists, make_directory
 from shared.errors import ConfigError
 from shared.format import Selection
 from shared.storage import write_file
@@ -43,7 +44,7 @@ def tokenize(argv: Sequence[str]) -> None:
     workers = num_cores() if options.workers is None and options.ray is None else options.workers
     part = None if options.part is None else parse_part(options.part)
     engines = EngineSettings(options.engine, options.verify, options.token_counts)
-    execution = Execution(workers, part, engines, options.ray)
+    execution = Execution(workers, part, engines, options.ray, options.steal)
     from preprocess.build import build
 
     build(options.data, options.tokens, settings, tokenizer, execution)
@@ -55,7 +56,7 @@ def finish(argv: Sequence[str]) -> None:
     settings, tokenizer = options.build_settings(), options.tokenizer_settings()
     from preprocess.build import finish
 
-    finish(options.data, options.tokens, settings, tokenizer)
+    finish(options.data, options.tokens, settings, tokenizer, options.steal)
 
 
 def duplicates(argv: Sequence[str]) -> None:
@@ -65,14 +66,14 @@ def duplicates(argv: Sequence[str]) -> None:
     workers = num_cores() if options.workers is None else options.workers
     from preprocess.build import find_duplicates
 
-    find_duplicates(options.data, options.tokens, settings, tokenizer, Execution(workers))
+    find_duplicates(options.data, options.tokens, settings, tokenizer, Execution(workers, steal=options.steal))
 
 
 def pack(argv: Sequence[str]) -> None:
     """Chunks that respect documents, as small index files beside a finished dataset."""
     options = _parse("pack", PackOptions, argv)
     workers = num_cores() if options.workers is None else options.workers
-    settings = PackSettings(options.length, options.method, workers)
+    settings = PackSettings(options.length, options.method, workers, options.steal)
     from preprocess.pack import pack
 
     pack(options.tokens, settings)
@@ -84,7 +85,7 @@ def tokenizer(argv: Sequence[str]) -> None:
     sample_bytes = int(options.sample_megabytes * MIB)
     trained = (options.vocab_size, sample_bytes, options.special_tokens, options.pre_tokenizer)
     settings = TokenizerSettings(None, options.end_of_document, *trained)
-    if options.out.exists():
+    if exists(options.out):
         raise ConfigError(f"{safe_text(str(options.out))} exists: name a file that does not")
     from preprocess.discover import discover
     from preprocess.provide import train
@@ -95,7 +96,7 @@ def tokenizer(argv: Sequence[str]) -> None:
     found = discover(options.data, BuildSettings(text_column=options.text_column, selection=selection))
     sample = Sample(found.root, found.footers, options.text_column, sample_bytes, selection=selection)
     raw = train(sample, settings.trainer())
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(options.out.parent)
     write_file(options.out, [raw])
     looked_at = replace(sample, size_bytes=min(sample_bytes, REPORT_BYTES))
     print(summarize(options.out, settings.trainer().special_tokens[0], looked_at))

@@ -4,6 +4,7 @@ from preprocess.accounting import check_accounts
 from preprocess.job import Job
 from preprocess.progress import Progress
 from preprocess.skip import skip_rest, skipped_sources
+from shared.directories import exists
 from shared.errors import InputError
 from shared.format import FORMAT, INDEX_NAME, VERSION, Index, Shard, read_index, token_dtype, write_index
 from shared.terminal import safe_text
@@ -20,7 +21,7 @@ def commit(job: Job, shards: dict[int, Shard], progress: Progress, num_new: int)
     if not sum(shard.num_documents for shard in index.shards):
         raise InputError(f"no documents: {_why_none(index)}")
     check_accounts(index)
-    if (directory / INDEX_NAME).exists() and read_index(directory) == index:
+    if exists(directory / INDEX_NAME) and read_index(directory) == index:
         print(f"{name} is complete: nothing to do" if not num_new else f"{name} is complete again")
     else:
         write_index(directory, index)

@@ -184,7 +184,7 @@ class Execution:
     """Who carries out a build; nothing here changes a byte of it.
 
     `workers` processes, or the Ray cluster at the address `ray`, or this process if both are None. Only the shards of
-    `part`, or all if None. `engines` is how they encode.
+    `part`, or all if None. `engines` is how they encode. `steal` takes the directory from who holds it.
 
     Raises: ConfigError for a value or combination that cannot work.
     """
@@ -193,6 +193,7 @@ class Execution:
     part: Part | None = None
     engines: EngineSettings = EngineSettings()
     ray: str | None = None
+    steal: bool = False
 
     def __post_init__(self) -> None:
         if self.workers is not None:
@@ -211,12 +212,15 @@ class Execution:
 class PackSettings:
     """Which packing to make: `method` and `length` decide its bytes, `workers` processes write it.
 
+    `steal` takes its directory from who holds it.
+
     Raises: ConfigError for a value that cannot work.
     """
 
     length: int
     method: str = "best-fit"
     workers: int = 1
+    steal: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.length <= MAX_LENGTH:

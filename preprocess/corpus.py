@@ -16,8 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shared.directories import exists, is_directory, listing, make_directory, move, remove_tree
 from shared.errors import ConfigError
-from shared.storage import remove_tree, sync_directory, write_file
+from shared.storage import write_file
 from shared.terminal import safe_text
 
 SUFFIXES = (".py", ".rst", ".md", ".txt")
@@ -46,10 +47,11 @@ def sample_corpus(directory: Path, size_bytes: int) -> None:
     Raises: ConfigError if `directory` holds something else.
     """
     name = safe_text(str(directory))
-    if directory.is_dir() and any(directory.glob("*.parquet")):
+    there = listing(directory) if is_directory(directory) else []
+    if any(path.suffix == ".parquet" for path in there):
         print(f"{name} already has a corpus: nothing to do")
         return
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if exists(directory) and (there or not is_directory(directory)):
         raise ConfigError(f"{name} is not empty and has no *.parquet file: name another directory")
     documents = harvest(library_roots(), size_bytes)
     if not documents:
@@ -101,9 +103,9 @@ def _read(path: Path) -> str | None:
 def _write(directory: Path, documents: list[Document]) -> None:
     """Write the files under a temporary name and move them into place together."""
     temporary = directory.with_name(directory.name + ".tmp")
-    if temporary.exists():
+    if exists(temporary):
         remove_tree(temporary)
-    temporary.mkdir(parents=True)
+    make_directory(temporary)
     size_bytes = sum(len(document.text) for document in documents)
     num_files = max(MIN_FILES, math.ceil(size_bytes / FILE_BYTES))
     per_file = math.ceil(len(documents) / num_files)
@@ -112,8 +114,7 @@ def _write(directory: Path, documents: list[Document]) -> None:
         table = _table(documents[number * per_file : (number + 1) * per_file])
         pq.write_table(table, sink, row_group_size=ROWS_PER_GROUP, compression="zstd")
         write_file(temporary / f"000_{number:05d}.parquet", [memoryview(sink.getvalue())])
-    temporary.replace(directory)
-    sync_directory(directory.parent)
+    move(temporary, directory)
 
 
 def _table(documents: list[Document]) -> pa.Table:

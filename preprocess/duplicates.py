@@ -27,6 +27,7 @@ from preprocess.select import Fate, Selector
 from preprocess.sources import BadFileError, read_rows
 from preprocess.writer import check_unchanged, npy
 from shared.arrays import check_array, open_array
+from shared.directories import exists, remove_file
 from shared.errors import FormatError
 from shared.format import OFFSET_DTYPE
 from shared.storage import read_sealed, sha256_file, write_file, write_sealed
@@ -112,7 +113,7 @@ def join_digests(directory: Path, plan: Plan, max_bytes: int = MAX_SORTED_BYTES)
     sha256 = write_file(directory / LIST_NAME, npy([rows], len(rows), OFFSET_DTYPE))
     write_sealed(directory / SEAL_NAME, {**question(plan), "num_duplicates": len(rows), "sha256": sha256})
     for shard in plan.shards:
-        digests_path(directory, shard.number).unlink()
+        remove_file(digests_path(directory, shard.number))
     return len(rows)
 
 
@@ -148,7 +149,7 @@ def has_list(directory: Path, plan: Plan) -> bool:
     Raises: FormatError if what says so is damaged.
     """
     path = directory / SEAL_NAME
-    return path.exists() and question(plan).items() <= read_sealed(path).items()
+    return exists(path) and question(plan).items() <= read_sealed(path).items()
 
 
 def open_list(directory: Path) -> Rows:

@@ -1,5 +1,6 @@
 """What is in a dataset's directory already: whether it may be gone on with, and which shards are there."""
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -8,10 +9,14 @@ from preprocess.job import Job
 from preprocess.parts import is_ours
 from preprocess.plan import Plan, Settings, differences, index_settings
 from preprocess.receipts import complete_shard, receipt_settings
+from shared import directories
+from shared.directories import exists, is_directory, listing
 from shared.errors import ConfigError, FormatError
 from shared.format import INDEX_NAME, TOKENIZER_NAME, Shard, read_index, receipt_path
 from shared.storage import sha256_file
 from shared.terminal import safe_text
+
+RECEIPT_NAME = re.compile(r"\d+\.json")
 
 
 def make_directory(directory: Path) -> None:
@@ -20,11 +25,11 @@ def make_directory(directory: Path) -> None:
     Raises: ConfigError if it is something else than a dataset.
     """
     name = safe_text(str(directory))
-    if directory.exists() and not directory.is_dir():
+    if exists(directory) and not is_directory(directory):
         raise ConfigError(f"{name} is a file: name a directory for the token dataset")
-    directory.mkdir(parents=True, exist_ok=True)
-    foreign = sorted(path.name for path in directory.iterdir() if not is_ours(path.name))
-    if foreign and not (directory / TOKENIZER_NAME).exists():
+    directories.make_directory(directory)
+    foreign = [path.name for path in listing(directory) if not is_ours(path.name)]
+    if foreign and not exists(directory / TOKENIZER_NAME):
         raise ConfigError(
             f"{name} is not empty and is no token dataset (it holds {safe_text(foreign[0])}): name another directory"
         )
@@ -36,7 +41,7 @@ def refuse_another(directory: Path, plan: Plan) -> None:
     Raises: ConfigError if it was begun with other settings.
     """
     _refuse_differences(directory, plan, _existing_settings(directory, plan))
-    if plan.build.on_bad_file == "stop" and (directory / INDEX_NAME).exists():
+    if plan.build.on_bad_file == "stop" and exists(directory / INDEX_NAME):
         _refuse_skipped(directory)
 
 
@@ -83,11 +88,11 @@ def _refuse_skipped(directory: Path) -> None:
 
 def _existing_settings(directory: Path, plan: Plan) -> Settings:
     """The settings that the dataset in `directory`, finished or not, was begun with; the plan's if there is none."""
-    if (directory / INDEX_NAME).exists():
+    if exists(directory / INDEX_NAME):
         return index_settings(read_index(directory))
-    for path in sorted(directory.glob("[0-9]*.json")):
+    for path in [path for path in listing(directory) if RECEIPT_NAME.fullmatch(path.name)]:
         with suppress(FormatError):  # a damaged receipt is reported when its shard is written again
             return receipt_settings(path)
-    if (directory / TOKENIZER_NAME).exists():
+    if exists(directory / TOKENIZER_NAME):
         return {**plan.settings, "tokenizer": sha256_file(directory / TOKENIZER_NAME)}
     return plan.settings

@@ -18,7 +18,8 @@ import numpy as np
 from preprocess.encode import EngineError
 from preprocess.engines import as_engine_error, byte_letters, import_optional
 from preprocess.parity import RUN, RUNS, odd_texts
-from shared.errors import UserError
+from shared.errors import StorageError, UserError
+from shared.files import open_empty
 
 NAME = "gigabpe"
 BLANKS = b"\n\x0b\x0c\r"  # in the order in which ties between their merges are broken
@@ -38,10 +39,8 @@ def learn(texts: Iterable[Any], max_entries: int, min_frequency: int) -> Merges:
         path = Path(name) / "texts"
         try:
             written_as = _write(path, texts)
-        except OSError as error:
-            raise UserError(
-                f"the sample cannot be written to {name} ({error.strerror}): name a TMPDIR with room"
-            ) from None
+        except StorageError as error:
+            raise UserError(f"the sample is too large: {error}; or name a TMPDIR with room") from None
         with as_engine_error(NAME):
             _, merges = gigabpe.train_bpe(
                 [str(path)],
@@ -96,7 +95,7 @@ def _write_lines(path: Path, texts: Iterable[Any], written_as: dict[int, int]) -
     """Write the lines; the blanks that are in the texts."""
     table = bytes(written_as.get(byte, byte) for byte in range(256))
     found: set[int] = set()
-    with open(path, "wb") as file:
+    with open_empty(path) as file:
         for batch in texts:
             if not len(batch):
                 continue

@@ -33,7 +33,7 @@ class GrowingArray:
     def add(self, piece: npt.NDArray) -> None:
         """Append the values of `piece`.
 
-        Raises: OSError if the disk refuses.
+        Raises: StorageError if the disk refuses.
         """
         if len(piece):
             self._file.write(piece.data.cast("B"))

@@ -9,9 +9,7 @@ from preprocess.config import EngineSettings
 from preprocess.plan import Plan
 from preprocess.processes import collection_held
 from preprocess.sources import BadFileError
-from shared.errors import UserError
 from shared.format import Shard
-from shared.terminal import safe_text
 
 if TYPE_CHECKING:
     from preprocess.progress import Progress
@@ -99,7 +97,7 @@ class Job:
                     raise
             return write_skipped(self.directory, self.plan, number, reason)
 
-        return self._told(write)
+        return write
 
     def _reason_to_skip(self, number: int) -> str | None:
         """Why the source of shard `number` is to be left out: its first damage, if such files may be left out."""
@@ -111,20 +109,6 @@ class Job:
         path = self.root / self.plan.sources[self.plan.shards[number].source].path
         others = columns_read(self.plan.build.selection, self.engines.token_counts)
         return first_problem(path, self.plan.build.text_column, others)
-
-    def _told(self, write: Write) -> Write:
-        """`write` with the failures of a disk told in one line."""
-
-        def told(number: int, report: Report) -> Shard:
-            try:
-                return write(number, report)
-            except OSError as error:
-                raise UserError(
-                    f"shard {number} cannot be written to {safe_text(str(self.directory))} ({error.strerror}): "
-                    "make room or mend the disk, then run again: it continues with this shard"
-                ) from None
-
-        return told
 
 
 def write_here(job: Work[Done_co], numbers: Iterable[int], progress: "Progress") -> dict[int, Done_co]:

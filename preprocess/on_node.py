@@ -7,7 +7,7 @@ wrote would be other bytes, or in another place.
 import hashlib
 import io
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,9 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from preprocess.fence import inside_fence
 from preprocess.job import Work
 from preprocess.plan import Settings, differences
+from shared.claims import Claim, adopt
 from shared.errors import UserError
 from shared.terminal import safe_text
 
@@ -27,10 +27,10 @@ PACKAGES = ("tokenizers", "gigatoken", "fastokens", "pyarrow")  # what makes ids
 
 @dataclass(frozen=True)
 class Order:
-    """What every task is given: the build, the name of its fence, and the software that a node must have."""
+    """What every task is given: the build, what it holds, and the software that a node must have."""
 
     job: Work[Any]
-    fence: str
+    claims: Sequence[Claim]
     software: Settings
 
 
@@ -78,18 +78,28 @@ def _open(reference: Any) -> Callable[[int], tuple[Any, tuple[int, int]]]:
         raise UserError(f"{platform.node()} has other software: {found}: install the same everywhere")
     write = job.open(1, say=print)
 
-    def fenced(number: int) -> tuple[Any, tuple[int, int]]:
+    def counted(number: int) -> tuple[Any, tuple[int, int]]:
         counts = [0, 0]
 
         def report(text_bytes: int, num_tokens: int) -> None:
             counts[0] += text_bytes
             counts[1] += num_tokens
 
-        with inside_fence(job.directory, order.fence):
-            _check_input(job, number)
-            return write(number, report), (counts[0], counts[1])
+        adopt(order.claims)
+        _check_directory(job, order.claims)
+        _check_input(job, number)
+        return write(number, report), (counts[0], counts[1])
 
-    return fenced
+    return counted
+
+
+def _check_directory(job: Work[Any], claims: Sequence[Claim]) -> None:
+    """Raises: UserError if this node has another directory of that name: nothing is to be made where none is shared."""
+    if not all(claim.holds for claim in claims):
+        raise UserError(
+            f"{safe_text(str(job.directory))} on {platform.node()} is not the directory that the build began in: every "
+            "node must share it; if they do, another build has begun there since"
+        )
 
 
 def _check_input(job: Work[Any], number: int) -> None:

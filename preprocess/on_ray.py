@@ -3,7 +3,7 @@
 A task writes one shard into the directory that all nodes share (`on_node.py`). It returns the shard's description and
 what it had to say: no text and no ids go through Ray. Nothing is tried again by Ray itself: a death is counted and told
 as in `workers.py`, and the shard given to another node. Tasks end with their build, however it ends; where Ray is slow
-to see to that, the fence (`fence.py`) keeps them apart from the next build.
+to see to that, they have lost the directory (`claims.py`) as soon as another build has it.
 """
 
 import os
@@ -14,10 +14,10 @@ from typing import Any
 
 from preprocess.attempts import Attempts
 from preprocess.config import num_cores
-from preprocess.fence import open_fence
 from preprocess.job import Done_co, Work
 from preprocess.on_node import Mistake, Order, Result, software, write_on_node
 from preprocess.progress import Progress
+from shared.claims import held
 from shared.errors import UserError
 from shared.terminal import safe_text
 
@@ -46,7 +46,7 @@ def write_on_ray(job: Work[Done_co], numbers: Sequence[int], address: str, progr
     """
     attempts, done, said = Attempts(job.plan, numbers), dict[int, Done_co](), set[str]()
     with _cluster(address) as ray:
-        order = [ray.put(Order(job.absolute(), open_fence(job.directory), software()))]  # in a list it is not fetched
+        order = [ray.put(Order(job.absolute(), held(), software()))]  # in a list it is not fetched
         write = ray.remote(num_cpus=1, max_retries=0)(write_on_node)
         running: dict[Any, int] = {}
         while attempts.waiting or running:

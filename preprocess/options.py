@@ -46,6 +46,8 @@ class FinishOptions:
     """Of texts that are equal byte for byte, keep only the first."""
     validation_share: float = 0.0
     """The share of the texts, drawn by their hash, that is kept apart as a dataset of its own in TOKENS/validation."""
+    steal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Take the directory over from a process that holds it and is gone for good; should it go on, it writes no more."""
 
     def build_settings(self) -> BuildSettings:
         """What decides the bytes."""
@@ -122,6 +124,8 @@ class PackOptions:
     """best-fit keeps every token and cuts only longer documents; whole leaves those out."""
     workers: int | None = None
     """Processes that write shards (None: one for each core)."""
+    steal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Take the packing over from a process that holds it and is gone for good; should it go on, it writes no more."""
 
 
 @dataclass(frozen=True)

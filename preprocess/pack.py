@@ -22,9 +22,12 @@ from preprocess.placing import place_documents
 from preprocess.processes import become_worker, interrupts_held
 from preprocess.progress import Progress
 from shared.arrays import check_array, open_array, write_array
+from shared.claims import held
 from shared.config import structure
+from shared.directories import exists, listing, make_directory, remove_file, written_name
 from shared.errors import ConfigError, FormatError, UserError
 from shared.format import INDEX_NAME, OFFSET_DTYPE, Index, Shard, documents_path, read_index, receipt_path
+from shared.locks import exclusive
 from shared.packing import (
     CHUNK_DTYPE,
     FORMAT,
@@ -38,7 +41,7 @@ from shared.packing import (
     read_packing,
     write_packing,
 )
-from shared.storage import exclusive, read_sealed, sha256_file, sync_directory, write_sealed, written_name
+from shared.storage import read_sealed, sha256_file, write_sealed
 from shared.terminal import safe_text
 
 SHARD_FILE = re.compile(r"(\d{5,})\.(chunks\.npy|pieces\.npy|json)")
@@ -62,15 +65,12 @@ class Task:
 def pack(tokens: Path, settings: PackSettings) -> Packing:
     """The finished packing of the dataset in `tokens`: made, continued, made again, or recognised as done.
 
-    Raises: FormatError if there is no finished dataset; UserError if the packing cannot be written.
+    Raises: FormatError if there is no finished dataset; StorageError if the packing cannot be written.
     """
     index = read_index(tokens)
     name = PackingName(tokens, settings.method, settings.length)
-    try:
-        name.directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(_cannot(name, "made", error)) from None
-    with exclusive(name.directory, "pack"):
+    make_directory(name.directory)
+    with exclusive(name.directory, "pack", steal=settings.steal):
         before = _existing(name, index)
         _tidy(name.directory, len(index.shards))
         tasks = [Task(name, number, shard) for number, shard in enumerate(index.shards)]
@@ -94,34 +94,31 @@ def pack(tokens: Path, settings: PackSettings) -> Packing:
 def pack_shard(task: Task) -> PackedShard:
     """Write the arrays and the receipt of one shard; describe it.
 
-    Raises: FormatError if its document offsets are damaged; UserError if the disk refuses.
+    Raises: FormatError if its document offsets are damaged; StorageError if the disk refuses.
     """
     directory, length = task.name.directory, task.name.length
     offsets, whole = _offsets(task), task.name.method == "whole"
     placed = place_documents(offsets, length, whole=whole)
     assert is_covered(placed.chunks, placed.pieces, offsets, length if whole else None), task
     num_targets = int(placed.chunks["num_targets"].sum(dtype=np.int64))
-    try:
-        shard = PackedShard(
-            num_chunks=len(placed.chunks),
-            num_pieces=len(placed.pieces),
-            num_targets=num_targets,
-            num_padding=len(placed.chunks) * length - num_targets,
-            num_left_out=len(placed.left_out),
-            tokens_left_out=int(placed.left_out.sum()) + len(placed.left_out),
-            chunks_sha256=write_array(chunks_path(directory, task.number), placed.chunks),
-            pieces_sha256=write_array(pieces_path(directory, task.number), placed.pieces),
-        )
-        write_sealed(receipt_path(directory, task.number), {**task.origin, **asdict(shard)})
-    except OSError as error:
-        raise UserError(_cannot(task.name, "written to", error)) from None
+    shard = PackedShard(
+        num_chunks=len(placed.chunks),
+        num_pieces=len(placed.pieces),
+        num_targets=num_targets,
+        num_padding=len(placed.chunks) * length - num_targets,
+        num_left_out=len(placed.left_out),
+        tokens_left_out=int(placed.left_out.sum()) + len(placed.left_out),
+        chunks_sha256=write_array(chunks_path(directory, task.number), placed.chunks),
+        pieces_sha256=write_array(pieces_path(directory, task.number), placed.pieces),
+    )
+    write_sealed(receipt_path(directory, task.number), {**task.origin, **asdict(shard)})
     return shard
 
 
 def complete_shard(task: Task) -> PackedShard | None:
     """The shard as its receipt describes it, or None if it must be packed; says why what is there cannot be used."""
     path, directory, command = receipt_path(task.name.directory, task.number), task.name.directory, task.name.command
-    if not path.exists():
+    if not exists(path):
         return None
     try:
         receipt = read_sealed(path)
@@ -152,23 +149,22 @@ def summary(packing: Packing) -> str:
 def _existing(name: PackingName, index: Index) -> Packing | None:
     """The finished packing that is there; one that cannot be used is no longer one before its arrays change."""
     path = name.directory / INDEX_NAME
-    if not path.exists():
+    if not exists(path):
         return None
     try:
         return read_packing(name, index)
     except FormatError as error:
         print(f"packing again: {safe_text(str(error))}", flush=True)
-    path.unlink()
-    sync_directory(name.directory)
+    remove_file(path)
     return None
 
 
 def _tidy(directory: Path, num_shards: int) -> None:
     """Delete what killed processes were writing, and shards that the dataset no longer has."""
-    for path in directory.iterdir():
+    for path in listing(directory):
         found = SHARD_FILE.fullmatch(path.name)
         if written_name(path.name) or (found and int(found[1]) >= num_shards):
-            path.unlink()
+            remove_file(path)
 
 
 def _offsets(task: Task) -> np.ndarray:
@@ -198,7 +194,7 @@ def _carry_out(tasks: Sequence[Task], index: Index, workers: int) -> dict[int, P
 
 
 def _on_processes(tasks: Sequence[Task], workers: int) -> Generator[tuple[Task, PackedShard]]:
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=become_worker)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=become_worker, initargs=(held(),))
     try:
         with interrupts_held():  # or Ctrl-C meets a worker before it has learnt to leave that to its parent
             futures = {pool.submit(pack_shard, task): task for task in tasks}
@@ -211,10 +207,3 @@ def _on_processes(tasks: Sequence[Task], workers: int) -> Generator[tuple[Task, 
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _cannot(name: PackingName, what: str, error: OSError) -> str:
-    return (
-        f"{safe_text(str(name.directory))} cannot be {what} ({error.strerror}): make room or mend the disk, then run "
-        "again: it continues"
-    )

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from preprocess.config import Part
-from preprocess.fence import FENCE_NAME, close_fence
+from shared.directories import listing, remove_file, written_name
+from shared.files import open_empty, size_of
 from shared.format import INDEX_NAME, TOKENIZER_NAME, VALIDATION_NAME
+from shared.locks import LOCK_NAME, THEFT_NAME, exclusive, together
 from shared.packing import PACKINGS_NAME
-from shared.storage import LOCK_NAME, exclusive, together, written_name
 
 SHARD_NAME = re.compile(r"(\d{5,})(\.documents|\.digests)?\.(npy|json)")
 PART_LOCK = re.compile(rf"{re.escape(LOCK_NAME)}-(\d+)-of-(\d+)")
@@ -20,47 +21,46 @@ LIST_NAMES = ("duplicates.npy", "duplicates.json")
 def is_ours(name: str) -> bool:
     """Whether a file or directory of this name may be a dataset's, finished or not."""
     name = written_name(name) or name
-    named = (INDEX_NAME, TOKENIZER_NAME, LOCK_NAME, FENCE_NAME, PACKINGS_NAME, VALIDATION_NAME, *LIST_NAMES)
+    named = (INDEX_NAME, TOKENIZER_NAME, LOCK_NAME, THEFT_NAME, PACKINGS_NAME, VALIDATION_NAME, *LIST_NAMES)
     return bool(SHARD_NAME.fullmatch(name) or PART_LOCK.fullmatch(name) or name in named)
 
 
 @contextmanager
-def hold(directory: Path, part: Part | None) -> Iterator[None]:
+def hold(directory: Path, part: Part | None, steal: bool = False) -> Iterator[None]:
     """Hold `directory` for a whole build, or for one part beside the others; nothing half-written stays behind.
 
-    Raises: UserError at once if it is in use by another build, or this part by another; after a while if tasks of an
-    earlier build do not end.
+    Raises: UserError if it is in use by another build, or this part by another, and not to be stolen from that.
     """
     if part is None:
-        with exclusive(directory, "build"), _tidied(directory, part):
+        with exclusive(directory, "build", steal=steal), _tidied(directory, part):
             yield
     else:
         lock_name = f"{LOCK_NAME}-{part.number}-of-{part.count}"
-        alone = exclusive(directory, f"build of part {part}", lock_name)
-        with together(directory, "build"), alone, _tidied(directory, part):
+        alone = exclusive(directory, f"build of part {part}", lock_name, steal)
+        with together(directory, "build", steal=steal), alone, _tidied(directory, part):
             yield
 
 
 @contextmanager
 def _tidied(directory: Path, part: Part | None) -> Iterator[None]:
-    close_fence(directory)
     _remove_leftovers(directory, part)
     try:
         yield
     finally:
-        close_fence(directory)
         _remove_leftovers(directory, part)
 
 
 def _remove_leftovers(directory: Path, part: Part | None) -> None:
     """Delete what killed processes were writing; of a part, only its own shards: the others may be alive."""
-    for path in directory.iterdir():
+    for path in listing(directory):
+        if part is None and PART_LOCK.fullmatch(path.name) and size_of(path):
+            open_empty(path).close()  # no process that held a part before this build has it any more
         name = written_name(path.name)
         if name is None or not is_ours(name):
             continue
         shard = SHARD_NAME.fullmatch(name)
         if part is None or (shard and part.owns(int(shard[1]))):
-            path.unlink(missing_ok=True)
+            remove_file(path)
 
 
 def describe_missing(directory: Path, missing: Sequence[int]) -> str:
@@ -71,7 +71,7 @@ def describe_missing(directory: Path, missing: Sequence[int]) -> str:
     """
     more = f" and {len(missing) - MAX_SHOWN:,} more" if len(missing) > MAX_SHOWN else ""
     shards = f"shard{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:MAX_SHOWN]))}{more}"
-    counts = {int(found[2]) for path in directory.glob("*") if (found := PART_LOCK.fullmatch(path.name))}
+    counts = {int(found[2]) for path in listing(directory) if (found := PART_LOCK.fullmatch(path.name))}
     if len(counts) != 1:
         return shards
     (count,) = counts

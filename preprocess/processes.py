@@ -9,11 +9,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
+
+from shared.claims import Claim, adopt
 
 OPENED = ("choose", "duplicates", "select", "skip", "writer")
 LOADED = [
@@ -38,8 +40,9 @@ def prepare_workers() -> None:
             forkserver.ensure_running()
 
 
-def become_worker() -> None:
-    """Make this process a worker of its parent."""
+def become_worker(claims: Sequence[Claim]) -> None:
+    """Make this process a worker of its parent, which has `claims`."""
+    adopt(claims)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

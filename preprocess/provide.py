@@ -11,6 +11,7 @@ from preprocess.config import BuildSettings, TokenizerSettings, TrainerSettings
 from preprocess.discover import Inputs
 from preprocess.sampling import Sample
 from preprocess.tokenizer import LoadedTokenizer, load_tokenizer, make_tokenizer
+from shared.directories import exists
 from shared.errors import ConfigError
 from shared.format import TOKENIZER_NAME
 from shared.storage import sha256_file, write_file
@@ -35,7 +36,7 @@ def own_tokenizer(
     Raises: ConfigError if there is none and none may be trained, or it is larger than wanted.
     """
     path = directory / TOKENIZER_NAME
-    if not path.exists():
+    if not exists(path):
         if not may_train:
             raise ConfigError(
                 f"{safe_text(str(directory))} has no tokenizer yet, and a part of a build never trains one: give "
@@ -83,5 +84,5 @@ def train(sample: Sample, settings: TrainerSettings) -> bytes:
 def keep_tokenizer(directory: Path, tokenizer: LoadedTokenizer) -> None:
     """Put the tokenizer into the dataset's directory unless it is there."""
     path = directory / TOKENIZER_NAME
-    if not path.exists() or sha256_file(path) != tokenizer.identity.sha256:
+    if not exists(path) or sha256_file(path) != tokenizer.identity.sha256:
         write_file(path, [tokenizer.raw])

@@ -9,6 +9,7 @@ from preprocess.encode import ReferenceEngine
 from preprocess.plan import Plan, PlannedShard
 from shared.arrays import check_array
 from shared.config import structure
+from shared.directories import exists
 from shared.errors import ConfigError, FormatError
 from shared.format import (
     OFFSET_DTYPE,
@@ -37,7 +38,7 @@ def complete_shard(directory: Path, plan: Plan, number: int, asked: EngineSettin
     Raises: FormatError if the receipt or one of the shard's files is damaged.
     """
     path, planned = receipt_path(directory, number), plan.shards[number]
-    if not path.exists():
+    if not exists(path):
         return None
     receipt = read_sealed(path)
     known = {field.name: receipt[field.name] for field in fields(Shard) if field.name in receipt}

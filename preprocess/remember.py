@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shared.errors import FormatError
+from shared.directories import make_directory
+from shared.errors import FormatError, StorageError
 from shared.storage import read_sealed, seal, write_sealed
-from shared.terminal import safe_text
 
 
 def remembered(
@@ -23,16 +23,16 @@ def remembered(
     path = cache_directory() / f"{name}-{seal(question)[:16]}.json"
     try:
         known = read_sealed(path)
-    except (OSError, FormatError):
+    except (OSError, StorageError, FormatError):
         known = {}
     if question.items() <= known.items():
         return known
     answer = {**question, **find()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         write_sealed(path, answer)
-    except OSError as error:
-        say(f"{safe_text(str(path))} cannot be written ({error.strerror}): the next run finds it out again")
+    except StorageError as error:
+        say(f"{error}; the next run finds it out again")
     return answer
 
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from preprocess.config import END_OF_DOCUMENT
 from shared.errors import InputError
+from shared.files import read_bytes
 from shared.format import GoldenVector, TokenizerIdentity
 from shared.terminal import safe_text
 
@@ -47,7 +48,7 @@ def load_tokenizer(path: Path, end_of_document: str | None) -> LoadedTokenizer:
     """
     name = safe_text(str(path))
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path)
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}): name a tokenizer.json file") from None
     return make_tokenizer(raw, name, end_of_document)

@@ -14,7 +14,9 @@ from preprocess.encode import ReferenceEngine
 from preprocess.parity import OddTexts
 from preprocess.spelling import ByteLengths, byte_lengths, spelled_bytes
 from preprocess.tokenizer import golden_vectors, load_tokenizer
+from shared.directories import exists
 from shared.errors import FormatError, InputError
+from shared.files import size_of
 from shared.format import (
     TOKENIZER_NAME,
     Index,
@@ -55,7 +57,7 @@ def verify(directory: Path) -> None:
     shards, packings = range(len(index.shards)), [name for name in packing_names(directory) if name.is_finished]
     files = [place(directory, shard) for shard in shards for place in (tokens_path, documents_path)]
     files += [place(name.directory, i) for name in packings for i in shards for place in (chunks_path, pieces_path)]
-    size_bytes = sum(file.stat().st_size for file in files if file.exists())
+    size_bytes = sum(size_of(file) for file in files if exists(file))
     seconds = time.monotonic() - started_s
     name = safe_text(str(directory))
     print(
@@ -76,7 +78,7 @@ def _problems(directory: Path, index: Index) -> Iterator[str]:
                 yield from check(directory, index, shard)
             except FormatError as error:
                 yield str(error)
-    if (directory / SEAL_NAME).exists():
+    if exists(directory / SEAL_NAME):
         try:
             open_list(directory)
         except FormatError as error:
@@ -88,7 +90,7 @@ def _problems(directory: Path, index: Index) -> Iterator[str]:
 
 def _tokenizer_problems(directory: Path, index: Index) -> Iterator[str]:
     path, identity = directory / TOKENIZER_NAME, index.tokenizer
-    if not path.exists():
+    if not exists(path):
         yield f"{path} is missing: run `make tokenize` again with the TOKENIZER that made the dataset"
     elif sha256_file(path) != identity.sha256:
         yield (
@@ -147,7 +149,7 @@ def _document_problems(directory: Path, index: Index, shard: int) -> Iterator[st
 
 def _receipt_problems(directory: Path, index: Index, shard: int) -> Iterator[str]:
     path = receipt_path(directory, shard)
-    if not path.exists():
+    if not exists(path):
         yield f"{path} is missing: {_remedy(shard)}"
     elif read_sealed(path)["tokens_sha256"] != index.shards[shard].tokens_sha256:
         yield f"{path} is of other tokens than the index: {_remedy(shard)}"

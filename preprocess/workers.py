@@ -20,6 +20,7 @@ from preprocess.attempts import TRIES, Attempts
 from preprocess.job import Done_co, Work
 from preprocess.processes import become_worker, interrupts_held, worker_context
 from shared.allocator import keep_freed_memory
+from shared.claims import Claim, held
 from shared.errors import UserError
 
 if TYPE_CHECKING:  # what shows it is not for workers to load
@@ -48,7 +49,7 @@ class _Worker:
     def __init__(self, num_threads: int) -> None:
         context = worker_context()
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, num_threads, dict(os.environ))
+        arguments = (theirs, num_threads, dict(os.environ), held())
         self.process: BaseProcess = context.Process(target=_serve, args=arguments, daemon=True)
         with interrupts_held():  # or Ctrl-C meets the worker before it has learnt to leave that to its parent
             _start(self.process)
@@ -187,9 +188,9 @@ def _start(process: BaseProcess) -> None:
     raise UserError(f"no worker could be started in {TRIES} tries: free some memory, then run again: it continues")
 
 
-def _serve(pipe: Connection, num_threads: int, environment: dict[str, str]) -> None:
+def _serve(pipe: Connection, num_threads: int, environment: dict[str, str], claims: Sequence[Claim]) -> None:
     """A worker's life: hear its job, write the shards whose numbers come, say how it goes."""
-    become_worker()
+    become_worker(claims)
     keep_freed_memory()
     os.environ.update(environment)  # what it was forked from may have started long before
     with suppress(BrokenPipeError):  # the parent has gone

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import FormatError
+from shared.files import open_file, size_of
 from shared.storage import write_file
 
 MAKE = "make tokenize"
@@ -31,7 +32,9 @@ def open_array(path: Path, dtype: np.dtype, size: int, command: str = MAKE) -> n
 
     Raises: FormatError naming the file, what was found and what mends it.
     """
-    return np.memmap(path, dtype=dtype, mode="r", offset=check_array(path, dtype, size, command), shape=(size,))
+    start = check_array(path, dtype, size, command)
+    with open_file(path) as file:
+        return np.memmap(file, dtype=dtype, mode="r", offset=start, shape=(size,))
 
 
 def check_array(path: Path, dtype: np.dtype, size: int, command: str = MAKE) -> int:
@@ -40,14 +43,14 @@ def check_array(path: Path, dtype: np.dtype, size: int, command: str = MAKE) -> 
     Raises: FormatError as `open_array`.
     """
     wanted = npy_header(dtype, size)
-    with suppress(FileNotFoundError), open(path, "rb") as file:  # as we write it: no header to parse
+    with suppress(FileNotFoundError), open_file(path) as file:  # as we write it: no header to parse
         if file.read(len(wanted)) == wanted and file.seek(0, SEEK_END) == len(wanted) + size * dtype.itemsize:
             return len(wanted)
     mend = remedy(path, command)
     shape, found_dtype, start = _read_header(path, mend)
     if (shape, found_dtype) != ((size,), dtype):
         raise FormatError(f"{path} holds {shape} of {found_dtype}; {(size,)} of {dtype} is wanted: {mend}")
-    size_bytes, wanted_bytes = path.stat().st_size, start + size * dtype.itemsize
+    size_bytes, wanted_bytes = size_of(path), start + size * dtype.itemsize
     if size_bytes != wanted_bytes:
         raise FormatError(f"{path} is {size_bytes:,} bytes; {wanted_bytes:,} are wanted: {mend}")
     return start
@@ -74,7 +77,7 @@ def npy_header(dtype: np.dtype, size: int) -> bytes:
 def _read_header(path: Path, mend: str) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape and dtype that the header of the .npy file at `path` names, and where its data begin."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             version = np.lib.format.read_magic(file)
             read_header = (
                 np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

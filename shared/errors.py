@@ -15,3 +15,7 @@ class InputError(UserError):
 
 class FormatError(UserError):
     """A stored file (dataset, checkpoint, run directory) that is missing, damaged or of something else."""
+
+
+class StorageError(UserError):
+    """A disk, a network file system or a quota that refuses to read or to write; what was finished is unharmed."""

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from shared.arrays import StoredArray, open_array
 from shared.columns import from_columns, to_columns
 from shared.config import structure, unstructure
+from shared.directories import exists, is_directory
 from shared.errors import ConfigError, FormatError
 from shared.records import GoldenVector, Selection, Shard, SkippedSource, Source, TokenizerIdentity
 from shared.storage import SEAL, read_sealed, write_large_sealed
@@ -145,7 +146,7 @@ def read_index(directory: Path) -> Index:
     Raises: FormatError if there is none, the build has not finished, it is damaged, or it is of another version.
     """
     path = directory / INDEX_NAME
-    if not path.is_file():
+    if not exists(path):
         raise FormatError(_no_index(directory))
     document = read_sealed(path)
     version = document.get("version")
@@ -175,9 +176,9 @@ def _index(document: dict[str, Any], path: str) -> Index:
 
 def _no_index(directory: Path) -> str:
     remedy = f"make one with `make tokenize DATA=... TOKENS={directory}`"
-    if not directory.is_dir():
+    if not is_directory(directory):
         return f"{directory} not found: a token dataset is wanted; {remedy}"
-    if (directory / TOKENIZER_NAME).exists():
+    if exists(directory / TOKENIZER_NAME):
         return (
             f"{directory} is still being built (no {INDEX_NAME}): wait for `make tokenize`, or run it again to resume"
         )

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from shared.arrays import StoredArray, open_array
 from shared.config import structure, unstructure
+from shared.directories import exists, is_directory, listing
 from shared.errors import ConfigError, FormatError
 from shared.format import INDEX_NAME, Index
 from shared.storage import SEAL, read_sealed, write_sealed
@@ -92,7 +93,7 @@ class PackingName:
     @property
     def is_finished(self) -> bool:
         """Whether it has an index, without which it is none."""
-        return (self.directory / INDEX_NAME).is_file()
+        return exists(self.directory / INDEX_NAME)
 
     @property
     def command(self) -> str:
@@ -105,7 +106,7 @@ class PackingName:
 def packing_names(tokens: Path) -> list[PackingName]:
     """The packings in the dataset in `tokens`, finished or not, by method and length."""
     directory = tokens / PACKINGS_NAME
-    found = [DIRECTORY_NAME.fullmatch(path.name) for path in directory.iterdir()] if directory.is_dir() else []
+    found = [DIRECTORY_NAME.fullmatch(path.name) for path in listing(directory)]
     names = sorted((match[1], int(match[2])) for match in found if match)
     return [PackingName(tokens, method, length) for method, length in names]
 
@@ -178,7 +179,7 @@ def open_pieces(name: PackingName, packing: Packing, shard: int) -> npt.NDArray:
 
 
 def _no_packing(name: PackingName) -> str:
-    if name.directory.is_dir():
+    if is_directory(name.directory):
         return (
             f"{name.directory} is still being made (no {INDEX_NAME}): wait for `{name.command}`, or run it again to "
             "continue"

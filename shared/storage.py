@@ -7,33 +7,73 @@ directory entry is flushed too. A *sealed* JSON document carries the hash of its
 import hashlib
 import json
 import os
-import re
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from io import BufferedRandom
+from contextlib import contextmanager, suppress
+from functools import partial
+from io import SEEK_END, BufferedIOBase, BufferedRandom
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from shared.errors import FormatError, UserError
+from shared.claims import guard
+from shared.directories import sync_directory, temporary_name
+from shared.errors import FormatError, StorageError
+from shared.files import OpenFile, open_empty, open_file, read_bytes
+from shared.system import system, writing
 
 SEAL = "fingerprint"
-TEMPORARY_SUFFIX = ".tmp"
-LOCK_NAME = ".lock"
+
+
+class NewFile(BufferedIOBase):
+    """A stream that is written from start to end, and hashed on its way."""
+
+    def __init__(self, file: BufferedRandom) -> None:
+        super().__init__()
+        self._file, self._digest, self.size_bytes = file, hashlib.sha256(), 0
+
+    @property
+    def sha256(self) -> str:
+        """Hex sha256 of what was written so far."""
+        return self._digest.hexdigest()
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self.size_bytes
+
+    def write(self, data: Any) -> int:
+        """Append `data`.
+
+        Raises: StorageError if the disk refuses.
+        """
+        size_bytes = self._file.write(data)
+        self._digest.update(data)
+        self.size_bytes += size_bytes
+        return size_bytes
 
 
 def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
-    """Write `pieces` end to end to `path`, durable and whole or absent; return the sha256 of the contents."""
-    digest = hashlib.sha256()
-    with new_file(path) as file:
+    """Write `pieces` end to end to `path`, durable and whole or absent; return the sha256 of the contents.
+
+    Raises: StorageError if the disk refuses.
+    """
+    with hashed_file(path) as file:
         for piece in pieces:
-            digest.update(piece)
             file.write(piece)
-    return digest.hexdigest()
+    return file.sha256
+
+
+@contextmanager
+def hashed_file(path: Path) -> Iterator[NewFile]:
+    """A stream that is `path` after the block, durable; absent if it failed. It knows its sha256, then too.
+
+    Raises: StorageError if the disk refuses.
+    """
+    with new_file(path) as file:
+        yield NewFile(file)
 
 
 @contextmanager
@@ -41,54 +81,90 @@ def new_file(path: Path) -> Iterator[BufferedRandom]:
     """An empty file, to be written in any order and read, that is `path` after the block, durable; absent if it failed.
 
     The temporary name is of this write alone: two processes that write the same file at once both write a whole one.
+
+    Raises: StorageError if the disk refuses; UserError if the directory was taken from this process.
     """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    temporary = temporary_name(path)
     try:
-        with open(temporary, "w+b") as file:
+        with open_empty(temporary, path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+            _sync(file)
+        _put_in_place(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # a full disk gets its room back
+        with suppress(OSError):  # there may be none, and what went wrong matters more
+            system.unlink(temporary)  # a full disk gets its room back
         raise
     sync_directory(path.parent)
 
 
+def _put_in_place(temporary: Path, path: Path) -> None:
+    guard(path)
+    try:
+        writing(path, partial(system.rename, temporary, path))
+    except StorageError:
+        guard(path)  # who took the directory has deleted what was being written
+        raise
+
+
 def sync_and_hash(file: BufferedRandom) -> str:
     """Flush `file`, open for reading too, to the disk; hex sha256 of its contents, found while the disk works."""
-    file.flush()
+    file.seek(0)  # and flush it
     with ThreadPoolExecutor(1) as pool:
-        synced = pool.submit(os.fsync, file.fileno())
-        file.seek(0)
+        synced = pool.submit(_raw(file).sync)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         synced.result()
     return digest
 
 
-def written_name(name: str) -> str | None:
-    """The file that a killed write was about to make, if `name` is what it left; None for any other name.
-
-    >>> written_name("00007.npy.0a1b2c3d.tmp"), written_name("00007.npy")
-    ('00007.npy', None)
-    """
-    found = re.fullmatch(rf"(.+?)(\.[0-9a-f]{{8}})?{re.escape(TEMPORARY_SUFFIX)}", name)
-    return found[1] if found else None
+def _sync(file: BufferedRandom) -> None:
+    file.flush()
+    _raw(file).sync()
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames and new names in `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _raw(file: BufferedRandom) -> OpenFile:
+    assert isinstance(file.raw, OpenFile)
+    return file.raw
+
+
+def sync_file(path: Path) -> None:
+    """Make what was appended to the file at `path` durable."""
+    with OpenFile(path, os.O_RDWR) as file:
+        file.sync()
 
 
 def sha256_file(path: Path) -> str:
     """Hex sha256 of the file's contents."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to the text file at `path`: whole, or not at all. A line that a kill cut short makes room for it.
+
+    Raises: StorageError if the system refuses; UserError if the directory was taken from this process.
+    """
+    guard(path)
+    with OpenFile(path, os.O_RDWR | os.O_CREAT) as file:
+        end = _end_of_lines(file)
+        rest = memoryview(line.encode() + b"\n")
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except StorageError:
+            file.truncate(end)
+            raise
+
+
+def _end_of_lines(file: OpenFile) -> int:
+    """Go to where the last whole line ends, and let nothing be behind that."""
+    end = file.seek(0, SEEK_END)
+    last = bytearray(1)
+    file.seek(max(end - 1, 0))
+    if end and file.readinto(last) and last != b"\n":
+        file.seek(0)
+        end = file.readall().rfind(b"\n") + 1
+        file.truncate(end)
+    return file.seek(end)
 
 
 def seal(document: dict[str, Any]) -> str:
@@ -124,7 +200,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
     Raises: FormatError if it is not JSON or its contents do not match its seal; FileNotFoundError if it is absent.
     """
-    contents = path.read_bytes()
+    contents = read_bytes(path)
     try:
         document = json.loads(contents)
     except ValueError as error:
@@ -152,46 +228,3 @@ def _is_sealed_line(contents: bytes) -> bool:
     digest = hashlib.sha256(memoryview(contents)[: max(size, 0)])
     digest.update(b"}")
     return contents[max(size, 0) :] == _last_words(digest.hexdigest())
-
-
-@contextmanager
-def exclusive(directory: Path, what: str, name: str = LOCK_NAME, timeout_s: float = 0.0) -> Iterator[None]:
-    """Hold `directory`, or the part of it that `name` stands for, alone; the lock ends with the process, however.
-
-    Raises: UserError if another process still holds it after `timeout_s`.
-    """
-    lock = FileLock(directory / name, timeout=timeout_s)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"{directory} is in use by another {what}: wait for it to end or name another directory"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def together(directory: Path, what: str, name: str = LOCK_NAME) -> Iterator[None]:
-    """Hold `directory`, or the part of it that `name` stands for, beside others that hold it so: nobody can alone.
-
-    Raises: UserError at once if another process holds it alone.
-    """
-    import fcntl  # POSIX only, as are the file systems that several machines share
-
-    with open(directory / name, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{directory} is in use by another {what}: wait for it to end or name another directory"
-            ) from None
-        yield
-
-
-def remove_tree(directory: Path) -> None:
-    """Delete `directory` and what is in it, and make that durable."""
-    shutil.rmtree(directory)
-    sync_directory(directory.parent)

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,21 @@ def await_that(condition: Callable[[], object], process: subprocess.Popen[str], 
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end_s, "not in time"
         time.sleep(0.002)
+
+
+@contextmanager
+def another_process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A real process that runs `code` up to where it prints "ready"; it ends, at the latest, with the block."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", process.communicate()
+            yield process
+        finally:
+            process.kill()
 
 
 def on_ranks(num_processes: int, module: str, argument: object) -> None:

@@ -28,7 +28,8 @@ from preprocess.tokenizer import load_tokenizer
 from preprocess.writer import write_shard
 from shared.errors import ConfigError, FormatError, InputError, UserError
 from shared.format import TOKEN_DTYPES, Selection, open_tokens, read_index, stored_size
-from shared.storage import exclusive, write_sealed
+from shared.locks import exclusive
+from shared.storage import write_sealed
 from tests import jsonl_cases
 from tests.helpers import (
     contents,
@@ -408,7 +409,7 @@ def test_a_directory_in_use_is_refused(small_input, tmp_path, tokenizer_path):
     with exclusive(tmp_path / "out", "build"):
         done = run_cli("preprocess", "tokenize", small_input, tmp_path / "out", "--tokenizer", tokenizer_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "is in use by another build: wait for it to end or name another directory" in done.stderr
+    assert f"is in use by another build (process {os.getpid()} on " in done.stderr
     with pytest.raises(UserError), exclusive(tmp_path / "out", "build"):
         tokenize(small_input, tmp_path / "out", tokenizer_path)
 

@@ -246,9 +246,9 @@ def test_a_shard_that_kills_every_worker_is_set_aside_and_the_others_are_written
     out, error = process.communicate()
     number = shard_of(straight, "7.parquet")
     assert (process.returncode, len(killed)) == (2, 3)
-    assert error == (
+    assert error.splitlines()[-1] == (  # behind lines of progress, if it took long
         f"error: shard {number} (7.parquet, row groups 0 to 0) ended its worker 3 times (its process died): every "
-        "other shard is written; free some memory or move the file away, then run again: it continues\n"
+        "other shard is written; free some memory or move the file away, then run again: it continues"
     )
     assert f"the worker on shard {number} ended (its process died): setting it aside\n" in out
     there = {int(path.name.split(".")[0]) for path in (tmp_path / "out").glob("[0-9]*.json")}
@@ -268,7 +268,7 @@ def test_two_builds_of_one_output_never_mix_and_one_whose_driver_was_killed_cont
     process.wait()
     with suppress(ProcessLookupError):  # Ray ends the tasks of a driver that is gone
         os.kill(held, signal.SIGCONT)
-    assert while_alive.stderr.startswith(f"error: {tmp_path / 'out'} is in use by another build: wait for it to end or")
+    assert while_alive.stderr.startswith(f"error: {tmp_path / 'out'} is in use by another build (process ")
     otherwise = start(data, tmp_path / "out", tokenizer_path, cluster.address, "--chunk-length", 17)
     error = otherwise.communicate(timeout=120)[1]
     assert (otherwise.returncode, error.count("\n")) == (2, 1)
@@ -281,16 +281,26 @@ def test_two_builds_of_one_output_never_mix_and_one_whose_driver_was_killed_cont
 
 
 @pytest.mark.slow
-def test_tasks_that_outlive_their_driver_are_waited_for(small_input, small_tokens, tokenizer_path, tmp_path, cluster):
+def test_tasks_that_outlive_their_driver_write_nothing_more(
+    small_input, small_tokens, tokenizer_path, tmp_path, cluster
+):
     process = start(small_input, tmp_path / "out", tokenizer_path, cluster.client)
     held = hold_one(small_input, process)  # a task that hangs in the middle of its shard
     os.killpg(process.pid, signal.SIGKILL)  # of a client: Ray lets its tasks go on for a while
     process.wait()
-    again = start(small_input, tmp_path / "out", tokenizer_path, cluster.client)
-    assert [again.stdout.readline() for _ in range(2)][1] == "waiting for tasks on other machines to end\n"
-    os.kill(held, signal.SIGCONT)
-    _, error = again.communicate(timeout=120)
+    for _ in range(3):  # a slow machine's client server gives up at times
+        again = start(small_input, tmp_path / "out", tokenizer_path, cluster.client)
+        _, error = again.communicate(timeout=120)
+        if "cannot be used" not in error:
+            break
     assert again.returncode == 0, error
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    os.kill(held, signal.SIGCONT)
+    end_s = time.monotonic() + 60
+    while held in tasks(small_input) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert held not in tasks(small_input)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == finished
     assert arrays(tmp_path / "out") == arrays(small_tokens)
 
 

@@ -17,8 +17,9 @@ from preprocess.pack import pack
 from preprocess.parts import is_ours
 from shared.errors import ConfigError, FormatError, UserError
 from shared.format import read_index
+from shared.locks import exclusive
 from shared.packing import PackingName, read_packing
-from shared.storage import exclusive, read_sealed
+from shared.storage import read_sealed
 from tests.helpers import REPOSITORY, await_that, contents, has_ended, run_cli, start_cli, workers_of
 from tests.train_helpers import write_documents
 
@@ -92,11 +93,11 @@ def test_what_is_said_is_what_is_there(tmp_path, capsys):
 
 def test_a_finished_packing_is_recognised_and_left_alone(tokens, capsys):
     pack(tokens, PackSettings(LENGTH))
-    before = {path: path.stat().st_mtime_ns for path in packed(tokens).iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in packed(tokens).glob("[!.]*")}
     capsys.readouterr()
     assert main(["pack", str(tokens), "--length", str(LENGTH)]) == 0
     assert "best-fit-8 is complete: nothing to do\n" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in packed(tokens).iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in packed(tokens).glob("[!.]*")} == before
 
 
 def test_each_method_and_length_has_its_own_directory(tokens):
@@ -289,14 +290,14 @@ def test_two_at_once_are_refused(tokens):
     packed(tokens).mkdir(parents=True)
     with (
         exclusive(packed(tokens), "pack"),
-        pytest.raises(UserError, match="best-fit-8 is in use by another pack: wait"),
+        pytest.raises(UserError, match=r"best-fit-8 is in use by another pack \(process \d+ on .*\): wait"),
     ):
         pack(tokens, PackSettings(LENGTH))
 
 
 def test_a_directory_that_cannot_be_made_is_one_line(tokens):
     (tokens / "packings").touch()
-    message = r"packings/best-fit-8 cannot be made \(Not a directory\): make room or mend the disk, then run again: it"
+    message = r"packings/best-fit-8 cannot be written \(Not a directory\): mend what is wrong there or name another"
     with pytest.raises(UserError, match=message):
         pack(tokens, PackSettings(LENGTH))
 
@@ -314,5 +315,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "best-fit-8 cannot be written to (File too large): make room or mend the disk, then run again" in done.stderr
+    message = (
+        r"best-fit-8/\S+\.npy cannot be written \(File too large; at least [\d,]+ bytes are wanted for it\): allow "
+    )
+    assert re.search(
+        message + r"larger files \(`ulimit -f`\), then run the same command again: it continues", done.stderr
+    )
     assert [path.name for path in packed(tmp_path / "tokens").iterdir()] == [".lock"]

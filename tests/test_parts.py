@@ -94,18 +94,29 @@ def test_a_part_never_trains_a_tokenizer(small_input, tokenizer, tmp_path):
 def test_a_part_that_is_being_built_is_refused_and_another_is_not(small_input, tokenizer, tmp_path):
     (tmp_path / "out").mkdir()
     with hold(tmp_path / "out", Part(1, 3)):
-        with pytest.raises(UserError, match="is in use by another build of part 1/3: wait for it to end or name"):
+        with pytest.raises(
+            UserError, match=r"is in use by another build of part 1/3 \(process \d+ on .*\): wait for it to end"
+        ):
             part(small_input, tmp_path / "out", tokenizer, "1/3")
         assert part(small_input, tmp_path / "out", tokenizer, "2/3") is None
 
 
 def test_a_whole_build_and_parts_never_mix(small_input, tokenizer, tmp_path):
     (tmp_path / "out").mkdir()
-    with hold(tmp_path / "out", Part(1, 3)), pytest.raises(UserError, match="is in use by another build: wait"):
+    with (
+        hold(tmp_path / "out", Part(1, 3)),
+        pytest.raises(UserError, match=r"is in use by another build \(process \d+ on .*\): wait"),
+    ):
         build(str(small_input), tmp_path / "out", SETTINGS, tokenizer)
-    with hold(tmp_path / "out", Part(1, 3)), pytest.raises(UserError, match="is in use by another build: wait"):
+    with (
+        hold(tmp_path / "out", Part(1, 3)),
+        pytest.raises(UserError, match=r"is in use by another build \(process \d+ on .*\): wait"),
+    ):
         finish(str(small_input), tmp_path / "out", SETTINGS, tokenizer)
-    with hold(tmp_path / "out", None), pytest.raises(UserError, match="is in use by another build: wait for it"):
+    with (
+        hold(tmp_path / "out", None),
+        pytest.raises(UserError, match=r"is in use by another build \(process \d+ on .*\): wait for it"),
+    ):
         part(small_input, tmp_path / "out", tokenizer, "1/3")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 
@@ -15,8 +16,9 @@ from shared.command import run_command
 from shared.cursor import ReadingOrder
 from shared.errors import ConfigError, FormatError, UserError
 from shared.format import INDEX_NAME, TOKENIZER_NAME, read_index
+from shared.locks import exclusive
 from shared.packing import PackingName, read_packing, write_packing
-from shared.storage import exclusive, read_sealed
+from shared.storage import read_sealed
 from tests.helpers import run_cli
 from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
 from train.commands import report, run, sample
@@ -142,6 +144,7 @@ OPTIONS = [
     ("data__sequence_length", 8, data),
     ("data__global_batch", 2, data),
     ("data__order", "natural", data),
+    ("data__shuffle_length", 32, data),
     ("data__packing", "best-fit", data),
     ("data__document_mask", True, losses),
     ("data__restart_positions", True, losses),
@@ -406,7 +409,10 @@ def test_a_run_that_is_going_on_is_not_started_twice(tokens, tmp_path, stop):
     directory = tmp_path / "run"
     directory.mkdir()
     prepared = prepare(RunRequest(tokens, directory, recipe()), 1)
-    with exclusive(directory, "run"), pytest.raises(UserError, match="run is in use by another run: wait for it"):
+    with (
+        exclusive(directory, "run"),
+        pytest.raises(UserError, match=r"run is in use by another run \(process \d+ on .*\): wait for it"),
+    ):
         execute(prepared, CPU, stop)
     assert not (directory / RUN_NAME).exists()
 
@@ -652,6 +658,6 @@ def test_what_all_ranks_find_wrong_is_one_line(small_tokens, user_run):
     before = contents(user_run[0])
     with exclusive(user_run[0], "run"):
         ended = run_cli("train", "run", small_tokens, user_run[0], *SMALL)
-    message = f"error: {user_run[0]} is in use by another run: wait for it to end or name another directory\n"
-    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", message)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert ended.stderr.startswith(f"error: {user_run[0]} is in use by another run (process {os.getpid()} on ")
     assert contents(user_run[0]) == before

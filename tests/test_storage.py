@@ -1,34 +1,24 @@
 import hashlib
 import json
-import subprocess
-import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.errors import FormatError, UserError
+from shared.directories import remove_tree
+from shared.errors import FormatError
 from shared.storage import (
-    exclusive,
     read_sealed,
-    remove_tree,
     seal,
     sha256_file,
     write_file,
     write_large_sealed,
     write_sealed,
 )
+from tests.helpers import another_process
 
 DOCUMENT = {"format": "argonne-tokens", "text": 'caf\u00e9 \\ "q"', "n": -12, "x": 1.5e-7, "list": [1, True, None, {}]}
-HOLD_LOCK = """
-import pathlib, sys
-from shared.storage import exclusive
-with exclusive(pathlib.Path(sys.argv[1]), "run"):
-    print("ready", flush=True)
-    sys.stdin.read()
-"""
 WRITE_HALF = """
 import pathlib, sys
 from shared.storage import write_file
@@ -46,18 +36,6 @@ json_values = st.recursive(
     max_leaves=10,
 )
 documents = st.dictionaries(st.text().filter(lambda key: key != "fingerprint"), json_values, max_size=5)
-
-
-@contextmanager
-def another_process(code, argument):
-    """A real process that runs `code` up to where it prints; it ends, at the latest, with the block."""
-    command = [sys.executable, "-c", code, str(argument)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
 
 
 # files
@@ -207,42 +185,3 @@ def test_json_without_its_own_seal_is_refused(tmp_path, document):
 def test_an_absent_sealed_document_is_the_readers_question(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_sealed(tmp_path / "sealed.json")
-
-
-# locks
-
-
-def test_a_directory_in_use_by_another_process_is_refused_until_that_is_killed(tmp_path):
-    with another_process(HOLD_LOCK, tmp_path) as holder:
-        with (
-            pytest.raises(UserError, match=r"is in use by another run: wait for it to end or name another directory"),
-            exclusive(tmp_path, "run"),
-        ):
-            pass
-        holder.kill()
-        holder.wait()
-        with exclusive(tmp_path, "run"):
-            pass
-
-
-def test_a_directory_held_here_is_refused_to_another_process(tmp_path):
-    command = [sys.executable, "-c", HOLD_LOCK, str(tmp_path)]
-    with exclusive(tmp_path, "run"):
-        refused = subprocess.run(command, input="", capture_output=True, text=True, check=False)
-    freed = subprocess.run(command, input="", capture_output=True, text=True, check=False)
-    assert "is in use by another run" in refused.stderr
-    assert (freed.returncode, freed.stdout) == (0, "ready\n")
-
-
-def test_a_directory_is_free_again_after_an_error_in_the_block(tmp_path):
-    with pytest.raises(RuntimeError, match="inside"), exclusive(tmp_path, "run"):
-        raise RuntimeError("inside")
-    with exclusive(tmp_path, "run"):
-        pass
-
-
-def test_two_directories_can_be_held_at_once(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    with exclusive(tmp_path / "a", "run"), exclusive(tmp_path / "b", "run"):
-        pass

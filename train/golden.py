@@ -5,7 +5,9 @@ import importlib.util
 from importlib.metadata import version
 from pathlib import Path
 
+from shared.directories import exists
 from shared.errors import FormatError
+from shared.files import read_bytes
 from shared.format import TOKENIZER_NAME, Index
 from shared.terminal import safe_text
 
@@ -16,7 +18,7 @@ def check_tokenizer(tokens: Path, index: Index) -> None:
     The second is looked at where `tokenizers` is installed: a text and its ids for every golden vector of the index.
     """
     path = tokens / TOKENIZER_NAME
-    raw = path.read_bytes() if path.is_file() else None
+    raw = read_bytes(path) if exists(path) else None
     found = "absent" if raw is None else hashlib.sha256(raw).hexdigest()
     if raw is None or found != index.tokenizer.sha256:
         raise FormatError(

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from shared.errors import UserError
-from shared.storage import exclusive
+from shared.locks import exclusive
+from shared.storage import write_file
 from train.checkpoint import newest_step
 from train.metrics import RunLog
 from train.outcome import REQUEUE, State, nothing_to_do, read_state, write_state
@@ -33,7 +34,7 @@ def leave_message(error: UserError) -> None:
     path = os.environ.get(ERROR_FILE)
     if path is None:
         raise error
-    Path(path).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
+    write_file(Path(path), [json.dumps({"message": str(error), "timestamp": int(time.time())}).encode()])
 
 
 @dataclass(frozen=True)

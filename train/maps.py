@@ -21,6 +21,7 @@ from torch import Tensor
 
 from shared.arrays import StoredArray, check_array, npy_header, remedy
 from shared.errors import FormatError, UserError
+from shared.files import open_file
 from shared.format import TOKEN_DTYPES, Index, chunks_of, stored_tokens
 
 MAX_MAPPED = 16_384  # shards of each of up to three kinds; Linux allows a process 65,530 maps
@@ -121,11 +122,8 @@ class ShardMaps:
                 f"{remedy(stored.path, stored.command)}"
             )
         size_bytes, slot = header + stored.size * self.dtype.itemsize, int(self._slots[shard])
-        descriptor = os.open(stored.path, os.O_RDONLY)
-        try:
-            place = _map(self._address + slot, size_bytes, mmap.MAP_SHARED | MAP_FIXED, descriptor)
-        finally:
-            os.close(descriptor)
+        with open_file(stored.path) as file:
+            place = _map(self._address + slot, size_bytes, mmap.MAP_SHARED | MAP_FIXED, file.fileno())
         _libc.madvise(place, size_bytes, self._advice)
         return header
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from shared.storage import write_file
+from shared.directories import exists
+from shared.files import read_bytes
+from shared.storage import append_line, write_file
 from train.linear import has_unused_avx512, is_plain_fp32, product
 
 LINE_INTERVAL_S = 5.0
@@ -31,8 +33,8 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps after `step`, which will be run again, and a line that a kill cut short."""
-        if self.is_writer and self.metrics_path.exists():
-            kept = [line for line in self.metrics_path.read_bytes().splitlines(keepends=True) if _is_until(line, step)]
+        if self.is_writer and exists(self.metrics_path):
+            kept = [line for line in read_bytes(self.metrics_path).splitlines(keepends=True) if _is_until(line, step)]
             write_file(self.metrics_path, kept)
             self._newest = json.loads(kept[-1]) if kept else {}
 
@@ -44,7 +46,7 @@ class RunLog:
         """Add `values` to the newest record."""
         if self.is_writer:
             self._newest |= values
-            lines = self.metrics_path.read_bytes().splitlines(keepends=True)
+            lines = read_bytes(self.metrics_path).splitlines(keepends=True)
             write_file(self.metrics_path, [*lines[:-1], json.dumps(self._newest).encode() + b"\n"])
 
     def recent(self, count: int) -> list[dict[str, Any]]:
@@ -56,8 +58,7 @@ class RunLog:
         self.on_step()
         if not self.is_writer:
             return
-        with open(self.metrics_path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.metrics_path, json.dumps(record))
         self._newest = record
         if is_last or "validation_loss" in record or time.monotonic() - self._last_line > LINE_INTERVAL_S:
             self._last_line = time.monotonic()
@@ -67,8 +68,7 @@ class RunLog:
         """Append an event, and say it."""
         if not self.is_writer:
             return
-        with open(self.events_path, "a") as file:
-            file.write(json.dumps({"time": time.time(), "event": name, **details}) + "\n")
+        append_line(self.events_path, json.dumps({"time": time.time(), "event": name, **details}))
         said = details.get("problem") or ", ".join(f"{key} {value}" for key, value in details.items())
         print(f"{name}: {said}", flush=True)
 
@@ -94,7 +94,7 @@ def _is_until(line: bytes, step: int) -> bool:
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The records of all steps of a run, alive, finished or dead; a line that a kill cut short is left out."""
-    lines = (directory / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines = read_bytes(directory / "metrics.jsonl").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 

@@ -11,9 +11,12 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 
 from shared.allocator import keep_freed_memory
+from shared.directories import make_directory
 from shared.errors import UserError
+from shared.files import read_bytes
 from shared.format import TOKENIZER_NAME
-from shared.storage import exclusive, write_file, write_sealed
+from shared.locks import exclusive
+from shared.storage import write_file, write_sealed
 from train.checkpoint import Checkpoints, Progress, newest_step
 from train.collective import gather, rank
 from train.data import ChunkReader
@@ -185,14 +188,14 @@ def _failure_told(run: Path) -> Iterator[None]:
 def _claim(prepared: Prepared, stack: ExitStack) -> str | None:
     """Hold the run's directory until `stack` ends and write down what the run is; what went wrong, or None."""
     request = prepared.request
-    request.run.mkdir(parents=True, exist_ok=True)
+    make_directory(request.run)
     try:
         stack.enter_context(exclusive(request.run, "run"))
     except UserError as error:
         return str(error)
     resolved = {"identity": prepared.identity, "total_steps": prepared.config.total_steps, "versions": versions()}
     write_sealed(request.run / RUN_NAME, resolved)
-    write_file(request.run / TOKENIZER_NAME, [(request.tokens / TOKENIZER_NAME).read_bytes()])
+    write_file(request.run / TOKENIZER_NAME, [read_bytes(request.tokens / TOKENIZER_NAME)])
     return None
 
 
@@ -207,4 +210,4 @@ def _resume(
         checkpoints.load(path, strategy.model, optimizer) if path else Progress(0, prepared.order.cursor(0), 0, "")
     )
     log.rewind(progress.step)
-    return skip_again(log.directory, progress)
+    return skip_again(log.directory, progress, prepared.config.data.sequence_length)
