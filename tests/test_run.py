@@ -21,7 +21,7 @@ from shared.packing import PackingName, read_packing, write_packing
 from shared.storage import read_sealed
 from tests.helpers import run_cli
 from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
-from train.__main__ import report, run, sample
+from train.commands import report, run, sample
 from train.config import (
     CheckpointConfig,
     DataConfig,
@@ -33,13 +33,15 @@ from train.config import (
     TrainingConfig,
 )
 from train.data import ChunkReader, chain_digest
-from train.launch import ERROR_FILE, default_processes, leave_message
+from train.launch import default_processes, leave_message
 from train.loss import IGNORED
 from train.metrics import read_metrics
 from train.preflight import RUN_NAME, RunRequest, prepare
-from train.recovery import SIGNALS, StopRequest
+from train.ranks import ERROR_FILE
+from train.recovery import StopRequest
 from train.run import execute
 from train.sample import Sampling, load_model
+from train.signals import SIGNALS
 from train.views import open_view
 
 CPU = torch.device("cpu")
@@ -191,6 +193,7 @@ TESTED_ELSEWHERE = {
     *("training__activation_checkpointing", "training__checkpoint_stride"),  # tests/test_recompute.py
     "training__compile",  # tests/test_compilation.py
     *("recovery__max_skipped_steps", "recovery__spike_score", "recovery__rollback_steps"),  # tests/test_step.py
+    "recovery__deadline_margin_s",  # tests/test_deadline.py
 }
 
 
@@ -396,7 +399,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_its_steps_run_again(tokens, tmp
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_a_run_before_its_next_step(tokens, tmp_path, stop, number):
     signal.raise_signal(number)
-    assert stop.received == number.name
+    assert stop.signals.received == [number]
     progress = execute(prepare(RunRequest(tokens, tmp_path / "run", recipe()), 1), CPU, stop)
     assert progress.step == 0
     assert not (tmp_path / "run" / "loss.png").exists()

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from train.lengths import LENGTHS, check_place, why_other_tokens
 from train.memory import stage_bytes
 from train.schedule import RESCHEDULING, first_difference
 from train.views import View, open_validation, open_view
+from train.walltime import parse_deadline
 
 RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
@@ -51,6 +53,8 @@ class RunRequest:
     """Steps of which a trace is written into the run's directory."""
     memory_snapshot: bool = False
     """Write the allocations of every GPU into the run's directory."""
+    deadline: str | None = None
+    """When the job ends, if not what the batch system says."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
     """
     if request.stop_step is not None:
         at_least("stop-step", request.stop_step, 1)
+    if request.deadline is not None:
+        parse_deadline(request.deadline, time.time())
     _check_device(request)
     index = read_index(request.tokens)
     view = open_view(request.tokens, index, request.config)
