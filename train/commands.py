@@ -49,6 +49,23 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
+class DoctorOptions:
+    """Examine this machine, a dataset and where a run is to be kept, and take one real step on real ranks."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    recipe: str = "tiny"
+    """Name of a shipped recipe, or path of a .toml file; the options below change it."""
+    tokens: Path | None = None
+    """The dataset, if there is one yet."""
+    run: Path | None = None
+    """Directory of the run, which may not be there yet."""
+    nproc: int | None = None
+    """Processes. None: as many as there are GPUs, or 2."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False
+    """For programs."""
+
+
+@dataclass(frozen=True)
 class SampleOptions:
     """Continue a text with the model of a run's newest checkpoint."""
 
@@ -134,6 +151,19 @@ def _recipe(arguments: Sequence[str], default: str) -> RunConfig:
     return load_recipe(named.parse_known_args(arguments)[0].recipe)
 
 
+def doctor(arguments: Sequence[str]) -> int:
+    """Examine this machine, a dataset and where a run is to be kept, and take one real step on real ranks."""
+    from train.doctor import Patient
+    from train.doctor import doctor as examine
+    from train.launch import default_processes
+
+    default = DoctorOptions(_recipe(arguments, DoctorOptions.recipe))
+    options = tyro.cli(DoctorOptions, args=arguments, default=default, prog="python -m train doctor")
+    num_processes = default_processes() if options.nproc is None else options.nproc
+    at_least("nproc", num_processes, 1)
+    return examine(Patient(options.config, num_processes, options.tokens, options.run), options.as_json)
+
+
 def layouts(arguments: Sequence[str]) -> None:
     """Drive one step of a recipe on ranks that do not exist, and tell what each would send and hold."""
     from train.layouts import HEADER, check_layouts
@@ -165,7 +195,7 @@ def report(arguments: Sequence[str]) -> None:
     print(report_run(options.run))
 
 
-COMMANDS: dict[str, Command] = {"run": run, "sample": sample, "report": report, "layouts": layouts}
+COMMANDS: dict[str, Command] = {"run": run, "sample": sample, "report": report, "layouts": layouts, "doctor": doctor}
 
 
 def main(argv: Sequence[str], signals: Signals | None) -> int:
