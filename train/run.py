@@ -17,6 +17,7 @@ from shared.storage import write_file, write_sealed
 from train.checkpoint import Checkpoints, Progress
 from train.collective import gather, rank
 from train.data import ChunkReader
+from train.joining import join
 from train.layout import flops_per_token
 from train.loop import train
 from train.metrics import RunLog, measured_peak_flops
@@ -47,10 +48,10 @@ def run(request: RunRequest) -> None:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl")
+        join("cpu:gloo,cuda:nccl")
     else:
         device = torch.device("cpu")
-        dist.init_process_group("gloo")
+        join("gloo")
     try:
         execute(prepared, device, stop)
     finally:
