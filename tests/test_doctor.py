@@ -44,7 +44,7 @@ def no_ranks(monkeypatch):
 
 def test_a_machine_that_is_well_is_said_to_be_in_one_line_for_each_thing(small_tokens, tmp_path):
     options = ("--tokens", small_tokens, "--run", tmp_path / "run", "--data.sequence-length", 64, "--nproc", 2)
-    ended = run_cli("train", "doctor", *options, "--data.validation-chunks", 8)
+    ended = run_cli("train", "doctor", *options, "--data.validation-chunks", 16)
     lines = ended.stdout.splitlines()
     names = [line[9:25].strip() for line in lines[:-1]]
     assert names == [
