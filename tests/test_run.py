@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -19,7 +20,7 @@ from shared.format import INDEX_NAME, TOKENIZER_NAME, read_index
 from shared.locks import exclusive
 from shared.packing import PackingName, read_packing, write_packing
 from shared.storage import read_sealed
-from tests.helpers import run_cli
+from tests.helpers import REPOSITORY, run_cli
 from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
 from train.commands import report, run, sample
 from train.config import (
@@ -202,6 +203,13 @@ TESTED_ELSEWHERE = {
     *("recovery__max_skipped_steps", "recovery__spike_score", "recovery__rollback_steps"),  # tests/test_step.py
     "recovery__deadline_margin_s",  # tests/test_deadline.py
 }
+REQUEST = {  # what a user asks for beside the recipe, and where that is shown to change something
+    "stop_step": "tests/test_run.py",
+    "profile": "tests/test_profiling.py",
+    "memory_snapshot": "tests/test_profiling.py",
+    "deadline": "tests/test_deadline.py",
+    "steal": "tests/test_launch.py",
+}
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +251,9 @@ def test_the_table_of_options_is_complete():
     tested = {name for name, _, _ in OPTIONS} | {name for _, name, _, _ in DEPENDENT_OPTIONS}
     assert tested | ON_SEVERAL_RANKS | TESTED_ELSEWHERE == options | {"strategy"}
     assert {field.name for field in dataclasses.fields(RunConfig)} == {*sections, "model", "strategy"}
+    assert {field.name for field in dataclasses.fields(RunRequest)} == {"tokens", "run", "config", *REQUEST}
+    for option, path in REQUEST.items():
+        assert re.search(rf"\b{option}\b|--{option.replace('_', '-')}\b", (REPOSITORY / path).read_text()), option
 
 
 def test_the_same_request_gives_the_same_run(tokens, tmp_path, stop, default):

@@ -42,6 +42,8 @@ class RunOptions:
     before it. None: when Slurm or PBS ends the job."""
     max_restarts: int = 3
     """Times that the processes are started again after one died, without a new checkpoint meanwhile."""
+    steal: bool = False
+    """Take the run's directory over from whoever has it, which then changes nothing there any more."""
     profile: int | None = None
     """Write a trace of so many steps to RUN/profile-rank0.json, for chrome://tracing or ui.perfetto.dev."""
     memory_snapshot: bool = False
@@ -122,6 +124,7 @@ def run(arguments: Sequence[str], signals: Signals | None = None) -> int:
         options.profile,
         options.memory_snapshot,
         options.deadline,
+        options.steal,
     )
     if "RANK" in os.environ:
         return _run_rank(request, signals)

@@ -108,7 +108,8 @@ class Launch:
     def _tell_restart(self, failure: Failure, step: int, in_vain: int) -> None:
         details = {"rank": failure.rank, "reason": str(failure), "step": step, "attempt": in_vain}
         if (self.run / RUN_NAME).exists():
-            RunLog(self.run, is_writer=True, total_steps=self.last_step).event("restart", **details)
+            with exclusive(self.run, "run"):
+                RunLog(self.run, is_writer=True, total_steps=self.last_step).event("restart", **details)
         else:
             print(f"restart: {failure}", flush=True)
 

@@ -13,6 +13,9 @@ HUNG = 72
 REQUEUE = 75
 """Of the command: stopped early and saved; the same command continues (EX_TEMPFAIL of sysexits.h)."""
 
+STOP_STEP = "--stop-step"
+"""Why a run finished before all its steps were done."""
+
 STATE_NAME = "state.json"
 State = Literal["running", "finished", "requeue", "failed"]
 
@@ -39,4 +42,5 @@ def nothing_to_do(run: Path, step: int, last_step: int) -> str | None:
     state, _, reason = read_state(run)
     if state != "finished" or step < last_step:
         return None
-    return f"{run} finished at step {step} ({reason}): nothing to do; give a later training.total_steps to go on"
+    later = STOP_STEP if reason == STOP_STEP else "training.total_steps"
+    return f"{run} finished at step {step} ({reason}): nothing to do; give a later {later} to go on"

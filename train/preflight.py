@@ -55,6 +55,8 @@ class RunRequest:
     """Write the allocations of every GPU into the run's directory."""
     deadline: str | None = None
     """When the job ends, if not what the batch system says."""
+    steal: bool = False
+    """Take the run's directory over from whoever has it."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,8 @@ def _check_run(prepared: Prepared) -> None:
     path = directory / RUN_NAME
     if not exists(path):
         names = [path.name for path in listing(directory)]
-        # A run killed in its first moment leaves its lock and what it was writing.
-        if any(name != LOCK_NAME and written_name(name) != RUN_NAME for name in names):
+        # A run killed in its first moment leaves its locks and what it was writing.
+        if any(not name.startswith(LOCK_NAME) and written_name(name) != RUN_NAME for name in names):
             raise ConfigError(f"{directory} is not empty and not a run (no {RUN_NAME}): name another directory")
         return
     if not (changed := changes(prepared)):

@@ -12,11 +12,11 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 
 from shared.allocator import keep_freed_memory
-from shared.directories import make_directory
+from shared.directories import listing, make_directory, remove_file, written_name
 from shared.errors import UserError
 from shared.files import read_bytes
 from shared.format import TOKENIZER_NAME
-from shared.locks import exclusive
+from shared.locks import LOCK_NAME, exclusive
 from shared.storage import write_file, write_sealed
 from train.checkpoint import Checkpoints, Progress, newest_step
 from train.collective import gather, rank
@@ -29,7 +29,7 @@ from train.loop import train
 from train.metrics import RunLog, measured_peak_flops
 from train.microbatch import MICROBATCH_NAME, choose_microbatch, fastest
 from train.optim import build_optimizer
-from train.outcome import nothing_to_do, write_state
+from train.outcome import STOP_STEP, nothing_to_do, write_state
 from train.parts import Parts
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, RunRequest, changes, prepare, versions
 from train.profiling import profiled
@@ -71,6 +71,11 @@ def run(request: RunRequest, signals: Signals | None = None) -> None:
     elif rank() == 0:
         print(done)
     dist.destroy_process_group()  # not after an error: it may wait for ranks that are gone
+
+
+def restarts() -> int:
+    """Times that these ranks were started again after one died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def execute(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progress:
@@ -125,16 +130,15 @@ def _train(
         provenance=Provenance(request.tokens, prepared.index),
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     where = {"step": progress.step, "layout": str(layout), "dataset": prepared.index.fingerprint[:12]}
-    log.event("start", **where, **strategy.facts(), **({"restarts": restarts} if restarts else {}))
+    log.event("start", **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}))
     if trials:
         log.event("microbatch", chosen=fastest(trials).microbatch, step_s={t.microbatch: t.step_s for t in trials})
     if changed:
         log.event("changed", step=progress.step, changes=changed)
     if problem := why_not_annealed(config, prepared.last_step):
         log.event("warning", problem=problem)
-    _expect_end(prepared, stop, log, is_first=restarts == 0)
+    _expect_end(prepared, stop, log, is_first=restarts() == 0)
     try:
         with profiled(request.run, rank(), request.profile, request.memory_snapshot) as log.on_step:
             if is_owed(config, reader, log, progress.step):
@@ -154,7 +158,7 @@ def _end(prepared: Prepared, parts: Parts, progress: Progress) -> None:
     is_done = is_done and not is_owed(prepared.config, parts.reader, parts.log, progress.step)
     if rank() != 0:
         return
-    reason = asked if not is_done else "--stop-step" if progress.step < total_steps else "all steps are done"
+    reason = asked if not is_done else STOP_STEP if progress.step < total_steps else "all steps are done"
     write_state(run, "finished" if is_done else "requeue", progress.step, reason)
     ended = "finished" if is_done and progress.step == total_steps else "stopped"
     where = {"step": progress.step, "tokens": progress.tokens, "data_digest": progress.data_digest}
@@ -204,11 +208,14 @@ def _claim(prepared: Prepared, stack: ExitStack) -> str | None:
     """Hold the run's directory until `stack` ends and write down what the run is; what went wrong, or None."""
     request = prepared.request
     make_directory(request.run)
-    try:
-        stack.enter_context(exclusive(request.run, "run"))
+    try:  # ranks that were started again have nothing to take over, but may have been robbed meanwhile
+        stack.enter_context(exclusive(request.run, "run", steal=request.steal and restarts() == 0))
     except UserError as error:
         return str(error)
     clear_heartbeats(request.run)
+    for path in listing(request.run):
+        if written_name(path.name) not in (None, LOCK_NAME):
+            remove_file(path)
     resolved = {"identity": prepared.identity, "total_steps": prepared.config.total_steps, "versions": versions()}
     write_sealed(request.run / RUN_NAME, resolved)
     write_file(request.run / TOKENIZER_NAME, [read_bytes(request.tokens / TOKENIZER_NAME)])
