@@ -34,6 +34,7 @@ from train.config import (
     TrainingConfig,
 )
 from train.data import ChunkReader, chain_digest
+from train.heartbeat import HEARTBEATS_NAME, read_heartbeat
 from train.launch import default_processes, leave_message
 from train.loss import IGNORED
 from train.metrics import read_metrics
@@ -94,6 +95,7 @@ def executed(tokens, directory, stop, stop_step=None, **changes):
         "checkpoints": sorted(path.name for path in (directory / "checkpoints").iterdir()),
         "events": [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()],
         "total_steps": read_sealed(directory / RUN_NAME)["total_steps"],
+        "patience": read_heartbeat(directory / HEARTBEATS_NAME, 0).limit_s,
     }
 
 
@@ -137,6 +139,10 @@ def warnings(outcome):
     return [event["problem"] for event in outcome["events"] if event["event"] == "warning"]
 
 
+def patience(outcome):
+    return outcome["patience"]
+
+
 def layout(outcome):
     return outcome["events"][0]["layout"]
 
@@ -175,6 +181,7 @@ OPTIONS = [
     ("training__validate_every", 2, validated),
     ("checkpoint__every", 1, saved),
     ("checkpoint__keep", 1, saved),
+    ("recovery__hang_timeout_s", None, patience),
     ("strategy", "pipeline", layout),
 ]
 DEPENDENT_OPTIONS = [

@@ -69,6 +69,14 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class StatusOptions:
+    """Tell where the ranks of a run are, alive, hung or dead."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Directory of the run."""
+
+
+@dataclass(frozen=True)
 class LayoutsOptions:
     """Drive one step of a recipe on ranks that do not exist, and tell what each would send and hold."""
 
@@ -168,7 +176,21 @@ def report(arguments: Sequence[str]) -> None:
     print(report_run(options.run))
 
 
-COMMANDS: dict[str, Command] = {"run": run, "sample": sample, "report": report, "layouts": layouts}
+def status(arguments: Sequence[str]) -> None:
+    """Tell where the ranks of a run are, alive, hung or dead."""
+    from train.status import status as status_of_run
+
+    options = tyro.cli(StatusOptions, args=arguments, prog="python -m train status")
+    print(status_of_run(options.run))
+
+
+COMMANDS: dict[str, Command] = {
+    "run": run,
+    "sample": sample,
+    "report": report,
+    "status": status,
+    "layouts": layouts,
+}
 
 
 def main(argv: Sequence[str], signals: Signals | None) -> int:

@@ -4,6 +4,7 @@ import time
 
 from train.checkpoint import Progress
 from train.parts import Parts
+from train.patience import AGREE, SAVE, VALIDATE
 from train.rollback import after_spike
 from train.step import take_step
 from train.validation import is_validated, validation_record
@@ -19,18 +20,21 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
         progress, record = take_step(parts, progress)
         parts.stop.pace.stepped(record["step_s"])
         if is_validated(config, progress.step):
+            parts.heartbeat.beat(progress.step, VALIDATE)
             record |= validation_record(parts.strategy, parts.reader, parts.stop.agreed)
         parts.log.step(record, is_last=progress.step == last_step)
         if (scores := parts.spikes.seen(record)) and (earlier := after_spike(parts, progress, scores)):
             progress, saved_step = earlier, earlier.step
         elif config.checkpoint.every is not None and progress.step % config.checkpoint.every == 0:
             saved_step = _save(parts, progress)
+        parts.heartbeat.beat(progress.step, AGREE)
     if progress.step > saved_step:
         _save(parts, progress)
     return progress
 
 
 def _save(parts: Parts, progress: Progress) -> int:
+    parts.heartbeat.beat(progress.step, SAVE)
     began = time.monotonic()
     path = parts.checkpoints.save(parts.strategy.model, parts.optimizer, progress)
     parts.stop.pace.saved(time.monotonic() - began)

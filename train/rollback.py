@@ -10,6 +10,7 @@ from shared.storage import read_sealed, write_sealed
 from train.checkpoint import Progress
 from train.collective import barrier, gather, rank
 from train.parts import Parts
+from train.patience import SETUP
 from train.spikes import WINDOW
 
 ROLLBACKS_NAME = "rollbacks.json"
@@ -58,6 +59,7 @@ def after_spike(parts: Parts, progress: Progress, scores: Mapping[str, float]) -
             f"step {step}: another spike, and recovery.max_skipped_steps is {recovery.max_skipped_steps}: lower "
             "optimizer.learning_rate, or look at the documents in events.jsonl, then start again"
         )
+    parts.heartbeat.beat(step, SETUP)
     earlier = parts.checkpoints.load(path, parts.strategy.model, parts.optimizer)
     if rank() == 0:
         skip = Skip.of_chunks(earlier.step, earlier.cursor, progress.cursor, parts.config.data.sequence_length)

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from train.checkpoint import Checkpoints, Progress, newest_step
 from train.collective import gather, rank
 from train.data import ChunkReader
 from train.deadline import Deadline, Pace, guessed_save_s
+from train.heartbeat import Heartbeat
+from train.joining import join
 from train.layout import flops_per_token, num_parameters
 from train.loop import train
 from train.metrics import RunLog, measured_peak_flops
@@ -28,6 +31,7 @@ from train.microbatch import MICROBATCH_NAME, choose_microbatch, fastest
 from train.optim import build_optimizer
 from train.outcome import STOP_STEP, nothing_to_do, write_state
 from train.parts import Parts
+from train.patience import VALIDATE
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, RunRequest, changes, prepare, versions
 from train.profiling import profiled
 from train.provenance import Provenance
@@ -37,9 +41,11 @@ from train.rollback import skip_again
 from train.schedule import why_not_annealed
 from train.signals import Signals
 from train.spikes import WINDOW, Spikes
+from train.stragglers import OwnWork
 from train.strategy import PRECISIONS, Strategy, build_strategy
 from train.validation import is_owed, validation_record
 from train.walltime import job_end
+from train.watchdog import clear_heartbeats, outwait_watchdog, watching
 
 LARGEST_KEPT_BYTES = 1 << 30  # activations and gradients on a CPU: a step needs again what the last one had
 
@@ -55,19 +61,17 @@ def run(request: RunRequest, signals: Signals | None = None) -> None:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl")
+        join("cpu:gloo,cuda:nccl")
     else:
         device = torch.device("cpu")
-        dist.init_process_group("gloo")
-    try:
-        step = newest_step(request.run / CHECKPOINTS_NAME)
-        done = gather(nothing_to_do(request.run, step, prepared.last_step) if rank() == 0 else None)[0]
-        if done is None:
-            execute(prepared, device, stop)
-        elif rank() == 0:
-            print(done)
-    finally:
-        dist.destroy_process_group()
+        join("gloo")
+    step = newest_step(request.run / CHECKPOINTS_NAME)
+    done = gather(nothing_to_do(request.run, step, prepared.last_step) if rank() == 0 else None)[0]
+    if done is None:
+        execute(prepared, device, stop)
+    elif rank() == 0:
+        print(done)
+    dist.destroy_process_group()  # not after an error: it may wait for ranks that are gone
 
 
 def restarts() -> int:
@@ -83,13 +87,23 @@ def execute(prepared: Prepared, device: torch.device, stop: StopRequest) -> Prog
         if problem:
             raise UserError(problem)
         stack.enter_context(_failure_told(prepared.request.run))
-        return _train(prepared, device, stop, changed)
+        log = RunLog(prepared.request.run, rank() == 0, prepared.config.total_steps)
+        heartbeat = stack.enter_context(watching(log, prepared.config.recovery.hang_timeout_s))
+        return _train(prepared, device, stop, log, heartbeat, changed)
 
 
-def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed: list[str]) -> Progress:
+def _train(
+    prepared: Prepared,
+    device: torch.device,
+    stop: StopRequest,
+    log: RunLog,
+    heartbeat: Heartbeat,
+    changed: list[str],
+) -> Progress:
     config, request = prepared.config, prepared.request
-    log = RunLog(request.run, rank() == 0, config.total_steps)
     strategy = build_strategy(config, prepared.layout, device)
+    if config.recovery.hang_timeout_s is not None:
+        outwait_watchdog()
     for part in strategy.parts:
         if part.compilation is not None:
             part.compilation.report = lambda reason: log.event("eager", reason=reason)
@@ -111,6 +125,8 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed:
         checkpoints=checkpoints,
         log=log,
         stop=stop,
+        heartbeat=heartbeat,
+        own_work=OwnWork(chain(*(p.blocks.values() for p in strategy.parts)), config.model.num_hidden_layers, device),
         spikes=Spikes(config.recovery.spike_score, gather(log.recent(WINDOW))[0]),
         provenance=Provenance(request.tokens, prepared.index),
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
@@ -127,6 +143,7 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed:
     try:
         with profiled(request.run, rank(), request.profile, request.memory_snapshot) as log.on_step:
             if is_owed(config, reader, log, progress.step):
+                heartbeat.beat(progress.step, VALIDATE)
                 log.complete(validation_record(strategy, reader, stop.agreed))
             progress = train(parts, progress, prepared.last_step)
     finally:
@@ -200,6 +217,7 @@ def _claim(prepared: Prepared, stack: ExitStack) -> str | None:
     for path in listing(request.run):
         if written_name(path.name) not in (None, LOCK_NAME):
             remove_file(path)
+    clear_heartbeats(request.run)
     resolved = {"identity": prepared.identity, "total_steps": prepared.config.total_steps, "versions": versions()}
     write_sealed(request.run / RUN_NAME, resolved)
     write_file(request.run / TOKENIZER_NAME, [read_bytes(request.tokens / TOKENIZER_NAME)])
