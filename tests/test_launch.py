@@ -1,4 +1,4 @@
-"""A run from its first process to its exit code: asked to stop, killed, robbed, started again. All by real processes."""
+"""A run from its first process to its exit code: stopped, killed, robbed, started again. All by real processes."""
 
 import json
 import os
@@ -117,10 +117,9 @@ def test_restarts_that_cannot_be_are_one_line(tokens, tmp_path):
 
 # signals
 
-PLACES = {  # and the call there at which the signal comes
-    **{"trial": 2, "setup": 1, "resume": 1, "fetch": 3, "reader": 4, "forward": 5, "optimizer": 4, "agree": 2},
-    **{"validate": 2, "save": 1},
-}
+CALLS = {"trial": 2, "fetch": 3, "reader": 4, "forward": 5, "optimizer": 4, "agree": 2, "validate": 2, "save": 1}
+PLACES = CALLS | {"setup": 1, "resume": 1}
+"""And the call there at which the signal comes."""
 STOPS = [
     (place, rank, SIGNALS[(number + rank) % len(SIGNALS)]) for number, place in enumerate(PLACES) for rank in (0, 1)
 ]
@@ -155,7 +154,8 @@ def test_a_signal_to_any_rank_at_any_place_ends_all_ranks_saved_and_loses_nothin
     assert found["steps"] == [step, step]
     assert found["state"] == ["requeue", step, number.name]
     assert 0 <= step < 7
-    assert (step > 0) == (place not in ("trial", "setup", "resume"))
+    if place != "reader":  # reads ahead
+        assert (step > 0) == (place not in ("trial", "setup", "resume"))
     assert [event["step"] for event in events(run, "start")] == [0, step]
     assert [event["reason"] for event in events(run, "stopped")] == [number.name]
     assert read_state(run) == ("finished", 7, "all steps are done")
@@ -179,8 +179,9 @@ def test_a_launcher_passes_a_signal_on_from_the_first_moment_of_its_ranks(tokens
 
 def test_ranks_whose_launcher_is_killed_save_and_end(tokens, tmp_path):
     run = tmp_path / "run"
-    process = start_cli("train", "run", *arguments(tokens, tmp_path), OMP_NUM_THREADS="1")
-    await_that(lambda: (run / "metrics.jsonl").exists(), process)
+    words = arguments(tokens, tmp_path, training__total_steps=100_000, checkpoint__every=10**9)
+    process = start_cli("train", "run", *words, OMP_NUM_THREADS="1")
+    await_that((run / "metrics.jsonl").exists, process)
     ranks = family(process.pid) - {process.pid}
     process.kill()
     end_s = time.monotonic() + 60
@@ -243,9 +244,9 @@ def test_a_duration_as_deadline_is_refused_where_torchrun_starts_again(tokens, t
 
 def test_who_was_robbed_of_a_run_ends_and_leaves_the_thiefs_files_alone(tokens, tmp_path):
     run = tmp_path / "run"
-    words = arguments(tokens, tmp_path, training__total_steps=100_000, checkpoint__every=None)
+    words = arguments(tokens, tmp_path, training__total_steps=100_000, checkpoint__every=10**9)
     robbed = start_cli("train", "run", *words, OMP_NUM_THREADS="1")
-    await_that(lambda: (run / "metrics.jsonl").exists(), robbed)
+    await_that((run / "metrics.jsonl").exists, robbed)
     doomed = family(robbed.pid)
     for pid in doomed:
         os.kill(pid, signal.SIGSTOP)

@@ -21,7 +21,7 @@ from shared.locks import exclusive
 from shared.packing import PackingName, read_packing, write_packing
 from shared.storage import read_sealed
 from tests.helpers import REPOSITORY, run_cli
-from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
+from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
 from train.commands import report, run, sample
 from train.config import (
     CheckpointConfig,
@@ -215,7 +215,7 @@ REQUEST = {  # what a user asks for beside the recipe, and where that is shown t
 @pytest.fixture(scope="module")
 def default(tokens, tmp_path_factory, _group):
     """The run that the others differ from."""
-    return executed(tokens, tmp_path_factory.mktemp("default") / "run", StopRequest(), checkpoint__every=2)
+    return executed(tokens, tmp_path_factory.mktemp("default") / "run", unasked(), checkpoint__every=2)
 
 
 @pytest.mark.parametrize(
