@@ -28,7 +28,8 @@ def records(run: Path) -> list[list]:
 
 def arguments(tokens: Path, directory: Path, **changes) -> list[object]:
     """Of `train run` on two ranks, in `directory`/run."""
-    return [tokens, directory / "run", "--recipe", recipe_file(directory, **changes), "--nproc", 2]
+    path = recipe_file(directory, **{"recovery__hang_timeout_s": 60.0, **changes})
+    return [tokens, directory / "run", "--recipe", path, "--nproc", 2]
 
 
 def start_faulty(fault: str, tokens: Path, directory: Path, *options: object, **changes) -> subprocess.Popen[str]:
