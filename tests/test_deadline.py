@@ -1,7 +1,6 @@
 """When a run stops so that it is saved before its job ends."""
 
 import json
-import os
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -9,13 +8,12 @@ import pytest
 import torch
 
 from shared.errors import ConfigError, UserError
-from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
+from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
 from train.deadline import KEPT_STEPS, Deadline, Pace, guessed_save_s
 from train.outcome import read_state
 from train.preflight import RunRequest, prepare
-from train.recovery import StopRequest
 from train.run import execute
-from train.signals import SIGNALS, Signals
+from train.signals import SIGNALS
 
 CPU = torch.device("cpu")
 
@@ -76,13 +74,6 @@ def test_a_run_whose_steps_and_saves_stay_within_what_they_took_ends_in_time(see
 # a run in this process
 
 
-class NoSignals(Signals):
-    """Of a process that nobody signals."""
-
-    def __init__(self) -> None:
-        self.received, self.parent = [], os.getppid()
-
-
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
     """A dataset, in a process in which a run has been, so that the next is quick to start."""
@@ -90,7 +81,7 @@ def tokens(tmp_path_factory):
     write_tokens(directory / "tokens", [random_tokens(4000)], vocab_size=64)
     with group_of_one():
         prepared = prepare(RunRequest(directory / "tokens", directory / "run", recipe()), 1)
-        execute(prepared, CPU, StopRequest(NoSignals()))
+        execute(prepared, CPU, unasked())
         yield directory / "tokens"
 
 
@@ -99,7 +90,7 @@ def execute_until(tokens, run, left_s, **changes):
     end = datetime.now(UTC) + timedelta(seconds=left_s)
     config = recipe(training__total_steps=1_000_000, **changes)
     prepared = prepare(RunRequest(tokens, run, config, deadline=end.isoformat()), 1)
-    progress = execute(prepared, CPU, StopRequest(NoSignals()))
+    progress = execute(prepared, CPU, unasked())
     return progress, [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
@@ -142,7 +133,7 @@ def test_a_deadline_that_is_none_makes_no_run(tokens, tmp_path):
 def test_a_batch_system_that_cannot_be_asked_is_a_warning_and_no_end(tokens, tmp_path, monkeypatch):
     monkeypatch.setenv("PBS_JOBID", "12.server")
     monkeypatch.setenv("PATH", str(tmp_path))
-    execute(prepare(RunRequest(tokens, tmp_path / "run", recipe()), 1), CPU, StopRequest(NoSignals()))
+    execute(prepare(RunRequest(tokens, tmp_path / "run", recipe()), 1), CPU, unasked())
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     (warning,) = [event["problem"] for event in events if event["event"] == "warning"]
     assert warning.startswith(

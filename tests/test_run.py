@@ -21,7 +21,7 @@ from shared.locks import exclusive
 from shared.packing import PackingName, read_packing, write_packing
 from shared.storage import read_sealed
 from tests.helpers import REPOSITORY, run_cli
-from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
+from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
 from train.commands import report, run, sample
 from train.config import (
     CheckpointConfig,
@@ -215,7 +215,7 @@ REQUEST = {  # what a user asks for beside the recipe, and where that is shown t
 @pytest.fixture(scope="module")
 def default(tokens, tmp_path_factory, _group):
     """The run that the others differ from."""
-    return executed(tokens, tmp_path_factory.mktemp("default") / "run", StopRequest(), checkpoint__every=2)
+    return executed(tokens, tmp_path_factory.mktemp("default") / "run", unasked(), checkpoint__every=2)
 
 
 @pytest.mark.parametrize(
@@ -672,10 +672,19 @@ def test_a_run_of_something_else_is_one_line_and_nothing_is_lost(request, user_r
     assert contents(user_run[0]) == before
 
 
-def test_what_all_ranks_find_wrong_is_one_line(small_tokens, user_run):
-    before = contents(user_run[0])
-    with exclusive(user_run[0], "run"):
-        ended = run_cli("train", "run", small_tokens, user_run[0], *SMALL)
+def test_what_all_ranks_find_wrong_is_one_line(small_tokens, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with exclusive(directory, "run"):
+        ended = run_cli("train", "run", small_tokens, directory, *SMALL)
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
-    assert ended.stderr.startswith(f"error: {user_run[0]} is in use by another run (process {os.getpid()} on ")
+    assert ended.stderr.startswith(f"error: {directory} is in use by another run (process {os.getpid()} on ")
+    assert contents(directory) == {}
+
+
+def test_a_finished_run_says_so_and_does_nothing(small_tokens, user_run):
+    before = contents(user_run[0])
+    ended = run_cli("train", "run", small_tokens, user_run[0], *SMALL)
+    message = "finished at step 4 (all steps are done): nothing to do; give a later training.total_steps to go on"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{user_run[0]} {message}\n", "")
     assert contents(user_run[0]) == before

@@ -167,11 +167,11 @@ class RecoveryConfig:
     rollback_steps: int | None = None
     """At a spike of the loss, go back at least so many steps, to a checkpoint, and skip what was read since. None: go
     on. It counts as a skipped step."""
-    deadline_margin_s: float = 30.0
-    """Seconds to spare before the job ends, beside those of a step and two saves: for what takes longer than before."""
     hang_timeout_s: float | None = 60.0
     """A rank that has not moved for so long, or for 5 times what nearly all its steps take, is hung, and all ranks
     start again; 30 times as long at the start, 10 in validation and saving. None: nobody watches."""
+    deadline_margin_s: float = 30.0
+    """Seconds to spare before the job ends, beside those of a step and two saves: for what takes longer than before."""
 
     def __post_init__(self) -> None:
         at_least("recovery.deadline_margin_s", self.deadline_margin_s, 0)

@@ -34,8 +34,8 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
 
 
 def _save(parts: Parts, progress: Progress) -> int:
-    began = time.monotonic()
     parts.heartbeat.beat(progress.step, SAVE)
+    began = time.monotonic()
     path = parts.checkpoints.save(parts.strategy.model, parts.optimizer, progress)
     parts.stop.pace.saved(time.monotonic() - began)
     parts.log.event("save", step=progress.step, path=str(path))

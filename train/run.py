@@ -31,6 +31,7 @@ from train.microbatch import MICROBATCH_NAME, choose_microbatch, fastest
 from train.optim import build_optimizer
 from train.outcome import STOP_STEP, nothing_to_do, write_state
 from train.parts import Parts
+from train.patience import VALIDATE
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, RunRequest, changes, prepare, versions
 from train.profiling import profiled
 from train.provenance import Provenance
@@ -142,6 +143,7 @@ def _train(
     try:
         with profiled(request.run, rank(), request.profile, request.memory_snapshot) as log.on_step:
             if is_owed(config, reader, log, progress.step):
+                heartbeat.beat(progress.step, VALIDATE)
                 log.complete(validation_record(strategy, reader, stop.agreed))
             progress = train(parts, progress, prepared.last_step)
     finally:
@@ -212,10 +214,10 @@ def _claim(prepared: Prepared, stack: ExitStack) -> str | None:
         stack.enter_context(exclusive(request.run, "run", steal=request.steal and restarts() == 0))
     except UserError as error:
         return str(error)
-    clear_heartbeats(request.run)
     for path in listing(request.run):
         if written_name(path.name) not in (None, LOCK_NAME):
             remove_file(path)
+    clear_heartbeats(request.run)
     resolved = {"identity": prepared.identity, "total_steps": prepared.config.total_steps, "versions": versions()}
     write_sealed(request.run / RUN_NAME, resolved)
     write_file(request.run / TOKENIZER_NAME, [read_bytes(request.tokens / TOKENIZER_NAME)])
