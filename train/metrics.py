@@ -15,7 +15,7 @@ import torch
 from shared.directories import exists
 from shared.files import read_bytes
 from shared.storage import append_line, write_file
-from train.linear import has_unused_avx512, is_plain_fp32, product
+from train.linear import is_plain_fp32, lanes, product
 
 LINE_INTERVAL_S = 5.0
 
@@ -112,7 +112,7 @@ def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     size, tries = (8192, 10) if device.type == "cuda" else (1024, 5)
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    is_onednn = has_unused_avx512() and is_plain_fp32(matrix, matrix)
+    is_onednn = lanes() > 0 and is_plain_fp32(matrix, matrix)
     multiply = product if is_onednn else torch.matmul
     seconds = []
     for _ in range(tries + 1):  # the first warms up
