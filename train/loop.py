@@ -18,7 +18,7 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
         progress, record = take_step(parts, progress)
         if progress.step == config.total_steps or _is_due(progress.step, config.training.validate_every):
             parts.heartbeat.beat(progress.step, VALIDATE)
-            record |= validation_record(parts.strategy, parts.reader)
+            record |= validation_record(parts.backoff, parts.reader)
         parts.log.step(record, is_last=progress.step == last_step)
         if (scores := parts.spikes.seen(record)) and (earlier := after_spike(parts, progress, scores)):
             progress, saved_step = earlier, earlier.step

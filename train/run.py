@@ -1,6 +1,7 @@
 """The only wiring: builds the parts of a run on this rank and hands them to the loop."""
 
 import os
+import sys
 from contextlib import ExitStack
 from itertools import chain
 
@@ -15,16 +16,20 @@ from shared.files import read_bytes
 from shared.format import TOKENIZER_NAME
 from shared.locks import exclusive
 from shared.storage import write_file, write_sealed
+from train.backoff import Backoff
 from train.checkpoint import Checkpoints, Progress
-from train.collective import gather, rank
+from train.collective import gather, leave, rank
 from train.data import ChunkReader
+from train.findings import MICROBATCH_NAME, Findings
 from train.heartbeat import Heartbeat
 from train.joining import join
 from train.layout import flops_per_token
 from train.loop import train
+from train.memory_errors import RankOutOfMemory
 from train.metrics import RunLog, measured_peak_flops
-from train.microbatch import MICROBATCH_NAME, choose_microbatch, fastest
-from train.optim import build_optimizer
+from train.microbatch import choose_microbatch
+from train.optim import build_optimizer, create_state
+from train.outcome import OUT_OF_MEMORY
 from train.parts import Parts
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, RunRequest, changes, prepare, versions
 from train.profiling import profiled
@@ -56,7 +61,11 @@ def run(request: RunRequest) -> None:
     else:
         device = torch.device("cpu")
         join("gloo")
-    execute(prepared, device, stop)
+    try:
+        execute(prepared, device, stop)
+    except RankOutOfMemory as error:
+        print(error, file=sys.stderr)
+        leave(OUT_OF_MEMORY)  # at once: to take the process group down, ranks wait for each other
     dist.destroy_process_group()  # not after an error: it may wait for ranks that are gone
 
 
@@ -86,9 +95,9 @@ def _train(
         outwait_watchdog()
     for part in strategy.parts:
         if part.compilation is not None:
-            part.compilation.report = lambda reason: log.event("eager", reason=reason)
-    layout, trials = choose_microbatch(strategy, config, prepared.layout, device, request.run / MICROBATCH_NAME)
+            part.compilation.report = lambda reason: log.tell("eager", rank=rank(), reason=reason)
     optimizer = build_optimizer(config.optimizer, strategy.model)
+    backoff = _fit(prepared, strategy, optimizer, device, log)
     checkpoints = Checkpoints(request.run / CHECKPOINTS_NAME, config.checkpoint.keep, prepared.identity)
     progress = _resume(prepared, checkpoints, strategy, optimizer, log)
     ranks = strategy.dp_rank, prepared.layout.dp_size
@@ -98,6 +107,7 @@ def _train(
     parts = Parts(
         config=config,
         strategy=strategy,
+        backoff=backoff,
         optimizer=optimizer,
         reader=reader,
         checkpoints=checkpoints,
@@ -109,16 +119,17 @@ def _train(
         provenance=Provenance(request.tokens, prepared.index),
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
-    where = {"step": progress.step, "layout": str(layout), "dataset": prepared.index.fingerprint[:12]}
+    where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
     log.event("start", **where, **strategy.facts())
-    if trials:
-        log.event("microbatch", chosen=fastest(trials).microbatch, step_s={t.microbatch: t.step_s for t in trials})
+    if told := backoff.findings.found.told():
+        log.event("microbatch", chosen=strategy.config.microbatch, **told)
     if changed:
         log.event("changed", step=progress.step, changes=changed)
     if problem := why_not_annealed(config, prepared.last_step):
         log.event("warning", problem=problem)
     try:
-        with profiled(request.run, rank(), request.profile, request.memory_snapshot) as log.on_step:
+        snapshot = profiled(request.run, rank(), request.profile, request.memory_snapshot)
+        with backoff.restarting(), snapshot as log.on_step:
             progress = train(parts, progress, prepared.last_step)
     finally:
         reader.close()
@@ -127,6 +138,18 @@ def _train(
     if rank() == 0 and progress.step > 0:
         plot_losses(request.run)
     return progress
+
+
+def _fit(prepared: Prepared, strategy: Strategy, optimizer: Optimizer, device: torch.device, log: RunLog) -> Backoff:
+    """Settle the microbatch, with the memory of the optimizer's state taken."""
+    config, layout = prepared.config, prepared.layout
+    findings = Findings(prepared.request.run / MICROBATCH_NAME, config, layout, device)
+    backoff = Backoff(strategy, findings, log)
+    with backoff.restarting():
+        create_state(optimizer)
+        choose_microbatch(strategy, config, layout, device, findings)
+        backoff.probe(device)
+    return backoff
 
 
 def _claim(prepared: Prepared, stack: ExitStack) -> str | None:

@@ -148,7 +148,9 @@ def loop_overhead_s(steps: int = 8) -> float:
         index = write_tokens(Path(directory) / "tokens", [random_tokens(6_000_000, 50_000)], vocab_size=50_000)
         reader = ChunkReader(open_view(Path(directory) / "tokens", index, config), config, 0, 1, CPU)
         optimizer = SimpleNamespace(param_groups=[], step=lambda: None, zero_grad=lambda: None)
-        parts = Parts(config, Sleeping(), optimizer, reader, *[None] * 5, 0.0)
+        strategy = Sleeping()
+        backoff = SimpleNamespace(forward_backward=lambda step, batch: strategy.forward_backward(batch))
+        parts = Parts(config, strategy, backoff, optimizer, reader, *[None] * 5, 0.0)
         progress, seconds = Progress(0, reader.order.cursor(0), 0, ""), []
         for _ in range(steps):
             progress, record = take_step(parts, progress)
