@@ -101,4 +101,4 @@ def test_a_run_without_a_compiler_trains_and_records_it(tmp_path):
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     (event,) = [event for event in events if event["event"] == "eager"]
     assert "ompiler" in event["reason"]
-    assert "eager: reason" in completed.stdout
+    assert "eager: rank 0, reason" in completed.stdout

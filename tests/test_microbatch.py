@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from shared.errors import ConfigError, UserError
+from shared.errors import ConfigError
 from shared.storage import read_sealed
 from tests.train_helpers import group_of_one, recipe
+from train.findings import Findings, Trial
 from train.layout import lay_out
-from train.microbatch import Trial, choose_microbatch, fastest, layouts_to_try, try_in_turn
+from train.memory_errors import StepOutOfMemory
+from train.microbatch import choose_microbatch, fastest, largest, layouts_to_try, try_in_turn
 from train.strategy import build_strategy
 
 CPU = torch.device("cpu")
@@ -68,59 +70,105 @@ def unsettled(request):
         yield config, layout, build_strategy(config, layout, CPU)
 
 
+def chosen(strategy, config, path):
+    """What is known after a microbatch was chosen."""
+    layout = lay_out(config, 1)
+    findings = Findings(path, config, layout, CPU)
+    choose_microbatch(strategy, config, layout, CPU, findings)
+    return findings.found
+
+
 def test_what_is_measured_is_used_and_changes_no_weight(unsettled, tmp_path):
-    config, layout, strategy = unsettled
+    config, _, strategy = unsettled
     before = [parameter.detach().clone() for parameter in strategy.model.parameters()]
-    settled, trials = choose_microbatch(strategy, config, layout, CPU, tmp_path / "told.json")
-    assert [trial.microbatch for trial in trials] == [1, 2, 4, 8][: len(trials)]
-    assert all(trial.step_s > 0 for trial in trials)
-    assert settled.microbatches * fastest(trials).microbatch == 8
-    assert strategy.layout == settled
+    found = chosen(strategy, config, tmp_path / "told.json")
+    assert [trial.microbatch for trial in found.trials] == [1, 2, 4, 8][: len(found.trials)]
+    assert all(trial.step_s > 0 for trial in found.trials)
+    assert strategy.config.microbatch == found.fits == fastest(found.trials).microbatch
+    assert strategy.layout.microbatches * found.fits == 8
     for parameter, value in zip(strategy.model.parameters(), before, strict=True):
         assert parameter.grad is None
         assert torch.equal(parameter, value)
 
 
 def test_a_restart_measures_again_only_if_something_is_different(unsettled, tmp_path):
-    config, layout, strategy = unsettled
+    config, _, strategy = unsettled
     path = tmp_path / "told.json"
-    _, trials = choose_microbatch(strategy, config, layout, CPU, path)
+    found = chosen(strategy, config, path)
     written = path.read_bytes()
-    assert read_sealed(path)["trials"] == [[trial.microbatch, trial.step_s] for trial in trials]
-    assert choose_microbatch(strategy, config, layout, CPU, path)[1] == trials
+    assert read_sealed(path)["trials"] == [vars(trial) for trial in found.trials]
+    assert chosen(strategy, config, path) == found
     assert path.read_bytes() == written
     other = recipe(strategy=config.strategy, training__microbatch=None, data__global_batch=4, data__validation_chunks=0)
-    choose_microbatch(strategy, other, lay_out(other, 1), CPU, path)
+    assert chosen(strategy, other, path).trials != found.trials
     assert read_sealed(path)["recipe"]["data"]["global_batch"] == 4
     path.write_bytes(written[:-9])
-    choose_microbatch(strategy, config, layout, CPU, path)
+    assert len(chosen(strategy, config, path).trials) >= 1
     assert len(read_sealed(path)["trials"]) >= 1
 
 
 def test_a_recipe_that_says_is_not_asked_again(unsettled, tmp_path):
     _, _, strategy = unsettled
-    config = recipe(training__microbatch=2)
-    layout = lay_out(config, 1)
-    assert choose_microbatch(strategy, config, layout, CPU, tmp_path / "told.json") == (layout, [])
+    config = recipe(strategy=strategy.config.strategy, training__microbatch=2)
+    assert chosen(strategy, config, tmp_path / "told.json").trials == ()
+    assert strategy.config.microbatch == 2
     assert not (tmp_path / "told.json").exists()
 
 
-class Full:
-    """A device on which nothing fits; only a GPU runs out of memory so."""
+@pytest.mark.parametrize("said", [None, 4])
+def test_no_larger_microbatch_is_used_than_is_known_to_fit(unsettled, tmp_path, said):
+    _, _, strategy = unsettled
+    config = recipe(
+        strategy=strategy.config.strategy, training__microbatch=said, data__global_batch=8, data__validation_chunks=0
+    )
+    Findings(tmp_path / "told.json", config, lay_out(config, 1), CPU).add_here(at_most=2, reason="rank 0")
+    found = chosen(strategy, config, tmp_path / "told.json")
+    assert strategy.config.microbatch <= 2
+    assert {trial.microbatch for trial in found.trials} <= {1, 2}
+    assert found.reason == "rank 0"
 
-    model = torch.nn.Linear(1, 1)
 
-    def use_microbatch(self, config, layout):
-        pass
+@pytest.mark.parametrize(
+    ("at_most", "changes", "wanted"),
+    [
+        (5, {}, 4),
+        (4, {}, 4),
+        (3, {}, 3),
+        (2, {}, 2),
+        (1, {}, 1),
+        (0, {}, None),
+        (12, {"strategy": "pipeline"}, 6),  # two stages need two microbatches
+    ],
+)
+def test_the_largest_microbatch_that_can_be_laid_out_is_found(at_most, changes, wanted):
+    config = recipe(data__global_batch=12, data__validation_chunks=0, **changes)
+    found = largest(config, 2 if changes else 1, at_most)
+    assert (found and found[0]) == wanted
+    assert found is None or found[1] == lay_out(config.with_microbatch(wanted), 2 if changes else 1)
+
+
+class Narrow:
+    """A strategy on a device on which no more than `most` sequences fit; only a GPU runs out of memory so."""
+
+    def __init__(self, strategy, most):
+        self.strategy, self.most = strategy, most
+
+    def __getattr__(self, name):
+        return getattr(self.strategy, name)
 
     def forward_backward(self, batch):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.strategy.config.microbatch > self.most:
+            raise StepOutOfMemory(None)
+        return self.strategy.forward_backward(batch)
+
+
+def test_what_does_not_fit_is_not_chosen(unsettled, tmp_path):
+    config, _, strategy = unsettled
+    assert {trial.microbatch for trial in chosen(Narrow(strategy, 2), config, tmp_path / "told.json").trials} <= {1, 2}
+    assert strategy.config.microbatch <= 2
 
 
 def test_a_model_of_which_one_sequence_does_not_fit_is_told(unsettled, tmp_path):
-    config, layout, _ = unsettled
-    message = (
-        r"^one sequence at a time does not fit the memory of a GPU: use more ranks, a smaller model, a shorter data"
-    )
-    with pytest.raises(UserError, match=message):
-        choose_microbatch(Full(), config, layout, CPU, tmp_path / "told.json")
+    config, _, strategy = unsettled
+    with pytest.raises(StepOutOfMemory):
+        chosen(Narrow(strategy, 0), config, tmp_path / "told.json")

@@ -21,9 +21,14 @@ def small_model(**changes):
     return model
 
 
-def weights_after(config, steps=3):
+def weights_after(config, steps=3, prepare=None):
     model = small_model()
     optimizer = build_optimizer(config, model)
+    if prepare is not None:
+        prepare(optimizer)
+        set_learning_rates(
+            optimizer, dict.fromkeys(("lr_matrices", "lr_embeddings", "lr_vectors"), config.learning_rate)
+        )
     for step in range(steps):
         token_loss(model(some_ids(seed=step)), some_ids(seed=step + 1)).backward()
         optimizer.step()
@@ -181,3 +186,21 @@ def test_evaluating_restores_the_mode_also_after_an_error(training):
         fail_while_evaluating(model)
     assert model.training is training
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_state_made_before_the_first_step_changes_no_bit_of_what_is_learned(name):
+    config = OptimizerConfig(name=name)
+    lazily = weights_after(config)
+    early = weights_after(config, prepare=create_state)
+    assert all(torch.equal(early[name], value) for name, value in lazily.items())
+
+
+def test_state_that_is_there_stays():
+    model = small_model()
+    optimizer = build_optimizer(CONFIG, model)
+    create_state(optimizer)
+    first = next(iter(optimizer.state.values()))
+    first["exp_avg"].fill_(3.0)
+    create_state(optimizer)
+    assert (first["exp_avg"] == 3.0).all()

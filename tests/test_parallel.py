@@ -10,6 +10,7 @@ from torch.distributed.pipelining._backward import stage_backward_input, stage_b
 
 from tests.helpers import on_ranks
 from tests.train_helpers import group_of_one, lively_model, plain, recipe, some_ids
+from train.drain import Drain
 from train.dry_run import drive
 from train.fsdp import FullyShardedStrategy, sharded_modules
 from train.grid import Grid
@@ -185,7 +186,7 @@ def test_a_buffer_is_made_when_something_is_received_and_given_up_when_it_was_us
         meta = torch.empty(1, 16, 32, device="meta", requires_grad=True)
         part = lively_model(config.model)
         part.part = Part(range(2), is_first=False, is_last=False)
-        stage = Stage(Stopwatch(CPU), part, 1, 3, CPU, input_args=meta, output_args=meta)
+        stage = Stage(Stopwatch(CPU), Drain(is_possible=True), part, 1, 3, CPU, input_args=meta, output_args=meta)
         stage.stage_index_to_group_rank = dict.fromkeys(range(3), 0)
         stage._stage_meta.inputs, stage._stage_meta.outputs = stage._user_meta.inputs, stage._user_meta.outputs
         stage._setup_forward_recv_info(4, True)

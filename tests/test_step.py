@@ -129,7 +129,7 @@ def test_what_is_finite_the_second_time_is_used_and_told_as_hardware(tokens, tmp
     calls = []
 
     def once(loss, batch):
-        calls.append(batch)
+        calls.extend([batch] * bool(batch.inputs_BT.any()))  # what is tried before the first step is all one id
         return loss * NAN if len(calls) == 12 else loss
 
     records, found = run(tokens, tmp_path / "run", once)

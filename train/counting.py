@@ -11,9 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.traffic import Traffic, gathered
 
+FEW = 4
+
 
 class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes that this rank sends in collectives inside, if they go around a ring. Scalars are not counted."""
+    """Bytes that this rank sends in collectives inside, if they go around a ring.
+
+    Scalars are not counted, also where a few of them go together.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -27,7 +32,7 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name == "c10d::_reduce_scatter_base_":
             self.traffic["scatter"] += gathered(args[1].nbytes, _size(args[2]))
         elif name == "c10d::allreduce_":
-            self.traffic["reduce"] += sum(2 * gathered(t.nbytes, _size(args[1])) for t in args[0] if t.numel() > 1)
+            self.traffic["reduce"] += sum(2 * gathered(t.nbytes, _size(args[1])) for t in args[0] if t.numel() > FEW)
         elif name == "c10d::send":
             self.traffic["send"] += sum(tensor.nbytes for tensor in args[0])
         return func(*args, **(kwargs or {}))

@@ -65,6 +65,7 @@ def _drive(config: RunConfig, layout: Layout, grid: Grid) -> Seen:
     strategy = kind(config, layout, CPU, grid)
     if isinstance(strategy, PipelineStrategy):
         strategy.schedule._warmup_p2p = _agree  # asks the neighbours, of which there are none
+        vars(strategy)["_is_set"] = lambda _: False  # it has no value
     size = config.microbatch * layout.microbatches, config.data.sequence_length
     ids = torch.zeros(size, dtype=torch.long)
     batch = Batch(ids, ids, math.prod(size) * layout.dp_size, np.empty((0, 0), np.uint8))

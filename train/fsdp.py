@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from train.compilation import compiled_share
 from train.config import RunConfig
 from train.data import Batch
 from train.grid import Grid
@@ -21,7 +22,10 @@ from train.strategy import PRECISIONS
 
 
 class FullyShardedStrategy(SingleStrategy):
-    """`fully_shard` on each block, then on the rest."""
+    """`fully_shard` on each block, then on the rest.
+
+    A rank that runs out of memory raises that error alone: the others wait in a collective and cannot be told.
+    """
 
     def forward_backward(self, batch: Batch) -> Tensor:
         """See Strategy. Gradients travel once, after the last microbatch."""
@@ -32,15 +36,23 @@ class FullyShardedStrategy(SingleStrategy):
             self.sharded.set_requires_gradient_sync(is_last)
             self.sharded.set_reshard_after_backward(is_last or reshards)  # else the next one finds them gathered
             total += self._backward(microbatch, batch.num_targets)
-        dist.all_reduce(total)
-        return total
+        told = torch.stack((total, total.new_full((), compiled_share(self.parts))))
+        dist.all_reduce(told)
+        self.compiled_ranks = told[1]
+        return told[0]
 
     def evaluate(self, batch: Batch) -> Tensor:
         """See Strategy."""
-        total = super().evaluate(batch)
+        total = self._evaluate(batch)
         reshard(self.model)
         dist.all_reduce(total)
         return total
+
+    def step_metrics(self) -> dict[str, float]:
+        """See SingleStrategy; the mean over ranks."""
+        if not self.config.training.compile:
+            return {}
+        return {"compiled": self.compiled_ranks.item() / self.layout.dp_size}
 
     def _spread(self, model: ArgonneModel, grid: Grid) -> None:
         self.shard_group = grid.shard_group

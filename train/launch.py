@@ -15,7 +15,7 @@ from shared.locks import exclusive
 from shared.storage import write_file
 from train.checkpoint import newest_step
 from train.metrics import RunLog
-from train.outcome import REQUEUE, State, nothing_to_do, read_state, write_state
+from train.outcome import OUT_OF_MEMORY, REQUEUE, State, nothing_to_do, read_state, write_state
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME
 from train.ranks import ERROR_FILE, Failure, run_ranks
 from train.signals import Signals
@@ -66,9 +66,9 @@ class Launch:
             if failure.exit_code == 2:
                 print(f"error: {failure.message}", file=sys.stderr)
                 return 2
-            in_vain, before, reached = in_vain + 1, reached, self._saved_step()
-            if reached > before:
-                in_vain = 1
+            before, reached = reached, self._saved_step()
+            if failure.exit_code != OUT_OF_MEMORY:  # each of those has halved the microbatch: they end by themselves
+                in_vain = 1 if reached > before else in_vain + 1
             if signals.received:
                 break
             if in_vain > self.max_restarts:

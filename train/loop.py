@@ -21,7 +21,7 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
         parts.stop.pace.stepped(record["step_s"])
         if is_validated(config, progress.step):
             parts.heartbeat.beat(progress.step, VALIDATE)
-            record |= validation_record(parts.strategy, parts.reader, parts.stop.agreed)
+            record |= validation_record(parts.backoff, parts.reader, parts.stop.agreed)
         parts.log.step(record, is_last=progress.step == last_step)
         if (scores := parts.spikes.seen(record)) and (earlier := after_spike(parts, progress, scores)):
             progress, saved_step = earlier, earlier.step

@@ -72,6 +72,15 @@ def activation_bytes(config: RunConfig, layout: Layout, parts: Sequence[range]) 
     return sizes
 
 
+def needed_bytes(config: RunConfig, layout: Layout) -> tuple[int, int]:
+    """Bytes of weights, gradients and optimizer state, and of activations, on a rank of the dearest stage."""
+    parts = split_layers(
+        config.model.num_hidden_layers, layout, computed_costs(config.model, config.data.sequence_length)
+    )
+    states = [state_bytes(config, layout, parts, stage) for stage in range(layout.num_stages)]
+    return max(zip(states, activation_bytes(config, layout, parts), strict=True), key=sum)
+
+
 def most_layers(config: RunConfig, layout: Layout, memory_bytes: int) -> list[int]:
     """Layers that fit on a rank of each stage of a pipeline, beside the embedding and the head."""
     counts = []

@@ -1,6 +1,7 @@
 """What a run writes about itself: a JSON line for each step, one for each event, and a line for people now and then.
 
-Only rank 0 writes. Each step stands in metrics.jsonl once, however often the run was killed and continued.
+Only rank 0 writes, but for an event that another rank alone knows of. Each step stands in metrics.jsonl once, however
+often the run was killed and continued.
 """
 
 import json

@@ -3,28 +3,24 @@
 Only how many sequences go through the model at once is chosen: the global batch, and with it what a step is, stays.
 """
 
-import json
-import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import takewhile
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from shared.config import unstructure
-from shared.errors import ConfigError, FormatError, UserError
-from shared.storage import read_sealed, write_sealed
-from train.collective import gather, rank
+from shared.errors import ConfigError
+from train.collective import gather
 from train.config import RunConfig
 from train.data import Batch
+from train.findings import Findings, Trial
 from train.layout import Layout, lay_out
+from train.memory_errors import StepOutOfMemory
 from train.strategy import Strategy
 
-MICROBATCH_NAME = "microbatch.json"
 SPACING = 1.5
 """A microbatch is tried if it is so many times the one tried before it."""
 TOLERANCE = 0.03
@@ -35,114 +31,96 @@ TRIES = 2
 """Of a step, after one that warms up; the shorter counts."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """How long an optimizer step's forward and backward passes take with a microbatch."""
-
-    microbatch: int
-    step_s: float
-
-
 def choose_microbatch(
     strategy: Strategy,
     config: RunConfig,
     layout: Layout,
     device: torch.device,
-    remembered: Path,
+    findings: Findings,
     is_asked_to_stop: Callable[[], bool] = lambda: False,
-) -> tuple[Layout, list[Trial]]:
-    """The layout with the microbatch that `strategy` uses from now on, and what was tried for it.
+) -> None:
+    """Make `strategy` use the fastest microbatch, if the recipe does not say which; findings.found.trials has why.
 
-    Nothing is tried if the recipe has said, or if the file `remembered` tells of the same recipe on the same ranks.
-    Weights and random numbers stay as they are; every rank must call it.
+    Nothing is tried if that is known already. Weights and random numbers stay as they are; every rank must call it.
 
-    Raises: UserError if not even one sequence at a time fits.
+    Raises: StepOutOfMemory if not even one sequence at a time fits.
     """
+    world_size, found = layout.num_stages * layout.dp_size, findings.found
     if config.training.microbatch is not None:
-        return layout, []
-    layouts = layouts_to_try(config, layout.num_stages * layout.dp_size)
-    here = _situation(config, layout, device)
-    trials = gather(_recall(remembered, here) if rank() == 0 else None)[0]
-    if trials is None:
-        wanted = takewhile(lambda _: not is_asked_to_stop(), layouts)
-        trials = try_in_turn(wanted, lambda m: _step_seconds(strategy, config.with_microbatch(m), layouts[m], device))
-        if is_asked_to_stop():  # no step will be done
-            return layout, []
-        if rank() == 0:
-            write_sealed(remembered, {**here, "trials": [[trial.microbatch, trial.step_s] for trial in trials]})
-    if not trials:
-        raise UserError(
-            "one sequence at a time does not fit the memory of a GPU: use more ranks, a smaller model, a shorter "
-            "data.sequence_length or training.activation_checkpointing full"
-        )
-    chosen = fastest(trials).microbatch
-    strategy.use_microbatch(config.with_microbatch(chosen), layouts[chosen])
-    return layouts[chosen], trials
+        chosen = largest(config, world_size, min(config.microbatch, found.at_most or config.microbatch))
+    else:
+        layouts = layouts_to_try(config, world_size)
+        if found.at_most is not None:
+            layouts = {microbatch: layouts[microbatch] for microbatch in layouts if microbatch <= found.at_most}
+        if not found.trials:
+            wanted = takewhile(lambda _: not is_asked_to_stop(), layouts)
+            trials = try_in_turn(wanted, partial(_measure, strategy, config, layouts, device))
+            if is_asked_to_stop():  # no step will be done
+                return
+            findings.add(trials=tuple(trials))
+        best = fastest(trial for trial in findings.found.trials if trial.microbatch in layouts).microbatch
+        findings.add(fits=best)
+        chosen = best, layouts[best]
+    assert chosen is not None, "what the recipe says was laid out, and what did not fit was replaced by what can be"
+    strategy.use_microbatch(config.with_microbatch(chosen[0]), chosen[1])
 
 
-def _situation(config: RunConfig, layout: Layout, device: torch.device) -> dict[str, Any]:
-    """All that the fastest microbatch may depend on."""
-    cores = f"{os.cpu_count()} cores"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
-    return {"recipe": unstructure(config), "layout": str(layout), "device": name, "torch": torch.__version__}
+def largest(config: RunConfig, world_size: int, at_most: int) -> tuple[int, Layout] | None:
+    """The largest microbatch up to that which can be laid out, and the layout; None if there is none."""
+    for microbatch in range(at_most, 0, -1):
+        try:
+            return microbatch, lay_out(config.with_microbatch(microbatch), world_size)
+        except ConfigError:  # it does not divide a rank's share, or its number does not suit the schedule
+            continue
+    return None
 
 
-def _recall(path: Path, here: dict[str, Any]) -> list[Trial] | None:
-    """The trials in the file, if it is there, whole, and of this situation."""
-    if not path.is_file():
-        return None
-    try:
-        told = read_sealed(path)
-    except FormatError:  # damaged: measured again, and written again
-        return None
-    is_here = all(told[name] == value for name, value in json.loads(json.dumps(here)).items())
-    return [Trial(*trial) for trial in told["trials"]] if is_here else None
-
-
-def _step_seconds(strategy: Strategy, config: RunConfig, layout: Layout, device: torch.device) -> float | None:
+def _measure(
+    strategy: Strategy, config: RunConfig, layouts: Mapping[int, Layout], device: torch.device, microbatch: int
+) -> float | None:
     """Seconds of the forward and backward passes of a step, of the slowest rank; None if a rank's memory is too small.
 
     A step of many microbatches is not run in full: its time is on a line through those of two short ones.
     """
+    layout = layouts[microbatch]
     counts = sorted({min(factor * layout.num_stages, layout.microbatches) for factor in (1, 2)})
-    seconds = []
-    for count in counts:
-        strategy.use_microbatch(config, replace(layout, microbatches=count))
-        taken = gather(_seconds(strategy, _any_batch(config, layout.dp_size, count, device), device))
-        if None in taken:
-            return None
-        seconds.append(max(second for second in taken if second is not None))
+    try:
+        seconds = []
+        for count in counts:
+            strategy.use_microbatch(config.with_microbatch(microbatch), replace(layout, microbatches=count))
+            tried = [try_out(strategy, device) for _ in range(1 + TRIES)]
+            seconds.append(max(gather(min(tried[1:]))))
+    except StepOutOfMemory:
+        if microbatch == min(layouts):
+            raise
+        return None
     if len(counts) == 1:
         return seconds[0]
     each = (seconds[1] - seconds[0]) / (counts[1] - counts[0])
     return seconds[1] + max(each, 0.0) * (layout.microbatches - counts[1])
 
 
-def _seconds(strategy: Strategy, batch: Batch, device: torch.device) -> float | None:
-    seconds = []
-    try:
-        for _ in range(1 + TRIES):
-            began = time.perf_counter()
-            strategy.forward_backward(batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-            strategy.step_metrics()  # what was measured for them is not of the run
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
-    finally:
-        for parameter in strategy.model.parameters():
-            parameter.grad = None
-    return min(seconds[1:])
+def try_out(strategy: Strategy, device: torch.device) -> float:
+    """Seconds that a step's forward and backward passes take, of any text; its gradient is worked out and dropped."""
+    batch = _any_batch(strategy.config, strategy.layout, device)
+    began = time.perf_counter()
+    strategy.forward_backward(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    taken_s = time.perf_counter() - began
+    strategy.clip_grad_norm(1.0)
+    strategy.step_metrics()  # what was measured for them is not of the run
+    for parameter in strategy.model.parameters():
+        parameter.grad = None
+    return taken_s
 
 
-def _any_batch(config: RunConfig, dp_size: int, microbatches: int, device: torch.device) -> Batch:
+def _any_batch(config: RunConfig, layout: Layout, device: torch.device) -> Batch:
     """As much text as the microbatches hold, all one id; its documents begin where the sequences do."""
-    shape = config.microbatch * microbatches, config.data.sequence_length
+    shape = config.microbatch * layout.microbatches, config.data.sequence_length
     ids = torch.zeros(shape, dtype=torch.long, device=device)
     starts = torch.zeros(shape, dtype=torch.int32, device=device) if config.data.tells_documents else None
-    return Batch(ids, ids, ids.numel() * dp_size, np.empty((shape[0], 0), np.uint8), starts)
+    return Batch(ids, ids, ids.numel() * layout.dp_size, np.empty((shape[0], 0), np.uint8), starts)
 
 
 def layouts_to_try(config: RunConfig, world_size: int) -> dict[int, Layout]:

@@ -54,10 +54,18 @@ def set_learning_rates(optimizer: Optimizer, rates: Mapping[str, float]) -> None
 
 
 def create_state(optimizer: Optimizer) -> None:
-    """Give every parameter its optimizer state, as a place to load a checkpoint's into; no weight moves."""
+    """Give every parameter its optimizer state, that of no step, if it has none yet; no weight moves.
+
+    It takes the memory of a whole step. A checkpoint's state is loaded into it.
+    """
+    if optimizer.state:
+        return
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
+from train.backoff import Backoff
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.data import ChunkReader
@@ -22,6 +23,7 @@ class Parts:
 
     config: RunConfig
     strategy: Strategy
+    backoff: Backoff
     optimizer: Optimizer
     reader: ChunkReader
     checkpoints: Checkpoints

@@ -15,12 +15,16 @@ from torch.distributed.pipelining import Schedule1F1B, ScheduleInterleaved1F1B, 
 
 from train.bubble import theoretical_bubble
 from train.building import build_model
+from train.collective import gather
+from train.compilation import compiled_share
 from train.config import RunConfig
 from train.costs import choose_split
 from train.data import Batch
+from train.drain import Drain
 from train.fsdp import reshard, shard
 from train.grid import Grid
 from train.layout import Layout
+from train.memory_errors import StepOutOfMemory, forget_gradients
 from train.model import EMBEDDING, ArgonneModel, Part
 from train.stage import Stage, Stopwatch
 from train.strategy import (
@@ -48,7 +52,6 @@ class PipelineStrategy:
         self.stage_group, self.shard_group = grid.stage_group, grid.shard_group
         self.is_sharded = layout.shards > 1
         self.tied_group = grid.ends_group if config.model.tie_word_embeddings else None
-        self.stopwatch, self.step_clock = Stopwatch(device), Stopwatch(device)
 
         self.split, self.costs = choose_split(config, layout, device)
         self.numbers = range(grid.stage, layout.num_parts, layout.num_stages)
@@ -60,29 +63,30 @@ class PipelineStrategy:
     def use_microbatch(self, config: RunConfig, layout: Layout) -> None:
         """See Strategy. Stages and their schedule are of one shape; the modules in them stay."""
         self.config, self.layout = config, layout
+        self.stopwatch, self.step_clock = Stopwatch(self.device), Stopwatch(self.device)
+        self.drain = Drain(is_possible=not self.is_sharded)
         self.schedule = SCHEDULES[config.pipeline.schedule](
             [self._build_stage(number, part) for number, part in zip(self.numbers, self.parts, strict=True)],
             layout.microbatches,
             loss_fn=self._loss,
             scale_grads=False,
         )
+        self.drain.losses = self.schedule._internal_losses
 
     def forward_backward(self, batch: Batch) -> Tensor:
         """See Strategy."""
-        total: Tensor = self.step_clock.run(self._run, self.schedule.step, batch)
-        dist.all_reduce(total)
+        total = self._total(self.step_clock.run(self._run, self.schedule.step, batch))
         self._add_up_gradients()
         return total
 
     def evaluate(self, batch: Batch) -> Tensor:
         """See Strategy."""
         with evaluating(self.model):
-            total = self._run(self.schedule.eval, batch)
+            mine = self._run(self.schedule.eval, batch)
         self.stopwatch.spans.clear()
         for part in self.parts:
             reshard(part)
-        dist.all_reduce(total)
-        return total
+        return self._total(mine)
 
     def clip_grad_norm(self, max_norm: float) -> Tensor:
         """See Strategy."""
@@ -94,13 +98,18 @@ class PipelineStrategy:
         return norm
 
     def step_metrics(self) -> dict[str, float]:
-        """See Strategy. `bubble`: the share of the schedule's time that ranks did not compute, their mean."""
+        """See Strategy. `bubble`: the share of the schedule's time that ranks did not compute, their mean.
+
+        `compiled`: as SingleStrategy's, the mean over ranks.
+        """
         busy_s, step_s = self.stopwatch.seconds(), self.step_clock.seconds()
-        waited = torch.tensor([1.0 - busy_s / step_s])
-        dist.all_reduce(waited)
-        layout = self.layout
-        theory = theoretical_bubble(self.config.pipeline.schedule, layout.num_stages, layout.parts, layout.microbatches)
-        return {"bubble": waited.item() / dist.get_world_size(), "bubble_theoretical": theory}
+        told = torch.tensor([1.0 - busy_s / step_s, compiled_share(self.parts)])
+        dist.all_reduce(told)
+        bubble, compiled = (told / dist.get_world_size()).tolist()
+        layout, schedule = self.layout, self.config.pipeline.schedule
+        theory = theoretical_bubble(schedule, layout.num_stages, layout.parts, layout.microbatches)
+        found = {"bubble": bubble, "bubble_theoretical": theory}
+        return found | ({"compiled": compiled} if self.config.training.compile else {})
 
     def facts(self) -> dict[str, Any]:
         """See Strategy."""
@@ -124,6 +133,7 @@ class PipelineStrategy:
         )
         return Stage(
             self.stopwatch,
+            self.drain,
             part,
             number,
             self.layout.num_parts,
@@ -152,6 +162,21 @@ class PipelineStrategy:
         if not losses:
             return torch.zeros((), device=self.device)
         return torch.stack([loss.detach() for loss in losses]).sum() / self._averaged_over
+
+    def _total(self, mine: Tensor) -> Tensor:
+        """The sum of all ranks' shares of the loss, told together with whether memory ran out on one.
+
+        Raises: StepOutOfMemory if it did, on every rank alike.
+        """
+        told = torch.stack((mine, mine.new_full((), float(self.drain.shortage is not None))))
+        dist.all_reduce(told)
+        if self._is_set(told[1]):
+            forget_gradients(self.model)
+            raise StepOutOfMemory(next(filter(None, gather(self.drain.shortage))))
+        return told[0]
+
+    def _is_set(self, flag: Tensor) -> bool:
+        return bool(flag)
 
     @property
     def _averaged_over(self) -> int:

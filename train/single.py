@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from train.building import build_model
+from train.compilation import compiled_share
 from train.config import RunConfig
 from train.data import Batch
 from train.grid import Grid
 from train.layout import Layout
+from train.memory_errors import whole_or_nothing
 from train.model import ArgonneModel
 from train.strategy import clip_gradients, evaluating, materialize, precision_context, squared_norm
 
@@ -34,13 +36,19 @@ class SingleStrategy:
 
     def forward_backward(self, batch: Batch) -> Tensor:
         """See Strategy."""
+        return whole_or_nothing(lambda: self._forward_backward(batch), self.model)
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """See Strategy."""
+        return whole_or_nothing(lambda: self._evaluate(batch), self.model)
+
+    def _forward_backward(self, batch: Batch) -> Tensor:
         total = torch.zeros((), device=self.device)
         for microbatch in batch.split(self.layout.microbatches):
             total += self._backward(microbatch, batch.num_targets)
         return total
 
-    def evaluate(self, batch: Batch) -> Tensor:
-        """See Strategy."""
+    def _evaluate(self, batch: Batch) -> Tensor:
         total = torch.zeros((), device=self.device)
         with evaluating(self.model):
             for microbatch in batch.split(self.layout.microbatches):
@@ -54,8 +62,8 @@ class SingleStrategy:
         return norm
 
     def step_metrics(self) -> dict[str, float]:
-        """See Strategy."""
-        return {}
+        """See Strategy. `compiled`: the share of the model's parts whose blocks are compiled, if the recipe asks."""
+        return {"compiled": compiled_share(self.parts)} if self.config.training.compile else {}
 
     def facts(self) -> dict[str, Any]:
         """See Strategy."""

@@ -1,12 +1,15 @@
-"""A pipeline stage that measures its own work and holds no buffer longer than it needs it."""
+"""A pipeline stage that measures its own work, holds no buffer longer than it needs it, and drains."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.distributed.pipelining import PipelineStage
+
+from train.drain import Drain
 
 Mark = float | torch.cuda.Event
 
@@ -51,27 +54,45 @@ class Stage(PipelineStage):
 
     torch allocates what a stage receives for all microbatches of a step at once. Here a buffer is made when something
     is received and given up when it was used, so a step of many microbatches takes no more memory than one of few.
+
+    Once memory has run out, it computes nothing and gives placeholders (see drain.py).
     """
 
-    def __init__(self, stopwatch: Stopwatch, *arguments: Any, **named: Any) -> None:
+    def __init__(self, stopwatch: Stopwatch, drain: Drain, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.stopwatch = stopwatch
+        self.stopwatch, self.drain = stopwatch, drain
+        drain.stages.append(self)
 
     def forward_one_chunk(self, fwd_chunk_id: int, *arguments: Any, **named: Any) -> Any:
         """See PipelineStage; the received activations are then autograd's alone."""
-        output = self.stopwatch.run(super().forward_one_chunk, fwd_chunk_id, *arguments, **named)
+        output = self._compute(super().forward_one_chunk, fwd_chunk_id, *arguments, **named)
+        if self.drain.shortage is not None:
+            output = self._placeholder()
+            self.fwd_cache[fwd_chunk_id] = (output,), []
         self._free(self.args_recv_info[fwd_chunk_id])
         return output
 
     def backward_one_chunk(self, bwd_chunk_id: int, *arguments: Any, **named: Any) -> None:
         """See PipelineStage."""
-        self.stopwatch.run(super().backward_one_chunk, bwd_chunk_id, *arguments, **named)
+        self._compute(super().backward_one_chunk, bwd_chunk_id, *arguments, **named)
         if self.has_backward:
+            if self.drain.shortage is not None:
+                self.fwd_cache.pop(bwd_chunk_id, None)
+                self.bwd_cache[bwd_chunk_id] = (None,)  # for which torch sends zeros
             self._free(self.grad_recv_info[bwd_chunk_id])
 
     def backward_weight_one_chunk(self, *arguments: Any, **named: Any) -> None:
         """See PipelineStage."""
-        self.stopwatch.run(super().backward_weight_one_chunk, *arguments, **named)
+        self._compute(super().backward_weight_one_chunk, *arguments, **named)
+
+    def drop(self) -> None:
+        """See Holder. What was computed and not yet sent is kept, without the graph behind it."""
+        for chunk, (outputs, _) in self.fwd_cache.items():
+            self.fwd_cache[chunk] = tuple(output.detach() for output in outputs), []
+            for output in outputs:
+                if not output._is_view():
+                    output.detach_()  # the schedule may hold it as well
+        self.backward_state.clear()
 
     def perform_reduce_grad(self, *arguments: Any) -> None:
         """See PipelineStage; an evaluation has no gradients."""
@@ -106,10 +127,21 @@ class Stage(PipelineStage):
         finally:
             self.device = device
 
+    def _compute(self, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        return self.drain.compute(self.stopwatch.run, work, *arguments, **named)
+
+    def _placeholder(self) -> torch.Tensor:
+        """Of what a forward pass gives."""
+        assert self._stage_meta.outputs is not None, "the schedule has told what it is"
+        (given,) = self._stage_meta.outputs
+        return torch.zeros(given.shape, dtype=given.dtype, device=self.device)
+
     def _allocate(self, infos: Any) -> None:
         for info in infos:
             if info.tensor_meta is not None and not info.is_root_arg:
-                info.buffer = torch.empty(info.tensor_meta.shape, dtype=info.tensor_meta.dtype, device=self.device)
+                empty = partial(torch.empty, info.tensor_meta.shape, dtype=info.tensor_meta.dtype, device=self.device)
+                buffer = self.drain.compute(empty)
+                info.buffer = empty() if buffer is None else buffer
 
     def _free(self, infos: Any) -> None:
         for info in infos:

@@ -74,7 +74,7 @@ def _gradient(parts: Parts, progress: Progress, batch: Batch) -> Gradient:
     """The step's gradient is in the parameters."""
     parts.heartbeat.beat(progress.step + 1, COMPUTE)
     torch.manual_seed(step_seed(parts.config.training.seed, progress.step))
-    loss = parts.strategy.forward_backward(batch)
+    loss = parts.backoff.forward_backward(progress.step + 1, batch)
     norm = parts.strategy.clip_grad_norm(parts.config.optimizer.max_grad_norm)
     parts.heartbeat.beat(progress.step + 1, AGREE)
     return Gradient(*torch.stack((loss, norm)).tolist())  # the step's one wait for the device

@@ -37,14 +37,28 @@ class Strategy(Protocol):
     def dp_group(self) -> dist.ProcessGroup:
         """The ranks that hold the same part of the model and read different slices."""
 
+    @property
+    def config(self) -> RunConfig:
+        """The recipe, with the microbatch that is used now."""
+
+    @property
+    def layout(self) -> Layout:
+        """The ranks, with the number of microbatches that a step has now."""
+
     def forward_backward(self, batch: Batch) -> Tensor:
-        """Mean loss over the global batch's targets, the same on every rank; its gradient is in the parameters."""
+        """Mean loss over the global batch's targets, the same on every rank; its gradient is in the parameters.
+
+        Raises: StepOutOfMemory on every rank alike, where that can be agreed: else the error on the rank that had it.
+        """
 
     def use_microbatch(self, config: RunConfig, layout: Layout) -> None:
         """Go through batches as `layout` says, in the microbatches of `config`, from now on; nothing else changes."""
 
     def evaluate(self, batch: Batch) -> Tensor:
-        """Mean loss over the global batch's targets, the same on every rank; nothing changes."""
+        """Mean loss over the global batch's targets, the same on every rank; nothing changes.
+
+        Raises: as forward_backward.
+        """
 
     def clip_grad_norm(self, max_norm: float) -> Tensor:
         """Norm of the whole model's gradient, which is scaled down to `max_norm` where it is larger."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
+from train.backoff import Backoff
 from train.collective import any_rank
 from train.config import RunConfig
 from train.data import ChunkReader
 from train.metrics import RunLog
-from train.strategy import Strategy
 
 
 def is_validated(config: RunConfig, step: int) -> bool:
@@ -15,9 +15,7 @@ def is_validated(config: RunConfig, step: int) -> bool:
     return step > 0 and (step == config.total_steps or (every is not None and step % every == 0))
 
 
-def validation_record(
-    strategy: Strategy, reader: ChunkReader, is_asked_to_stop: Callable[[], bool]
-) -> dict[str, float]:
+def validation_record(backoff: Backoff, reader: ChunkReader, is_asked_to_stop: Callable[[], bool]) -> dict[str, float]:
     """Mean loss over the targets of the held-out chunks, the same on every rank; empty if none are held out.
 
     Empty too if the run is asked to stop before the last of them: it is made up for when the run goes on.
@@ -27,7 +25,7 @@ def validation_record(
         if is_asked_to_stop():
             return {}
         batch = reader.held_out(position)
-        total += strategy.evaluate(batch).item() * batch.num_targets
+        total += backoff.evaluate(batch).item() * batch.num_targets
         num_targets += batch.num_targets
     return {"validation_loss": total / num_targets} if num_targets else {}
 

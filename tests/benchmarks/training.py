@@ -163,8 +163,10 @@ def loop_of(recipe: str) -> tuple[float, float]:
         optimizer = SimpleNamespace(param_groups=[], step=lambda: None, zero_grad=lambda: None)
         heartbeat, own_work = Heartbeat(Path(directory), 0, Patience(60)), OwnWork([], 0, CPU)
         unused = dict.fromkeys(("checkpoints", "log", "stop", "spikes", "provenance"))
+        strategy = Sleeping(computing_s)
+        backoff = SimpleNamespace(forward_backward=lambda step, batch: strategy.forward_backward(batch))
         parts = Parts(
-            *(config, Sleeping(computing_s), optimizer, reader),
+            *(config, strategy, backoff, optimizer, reader),
             **{"heartbeat": heartbeat, "own_work": own_work, "least_token_s": 0.0, **unused},
         )
         progress, records = Progress(0, reader.order.cursor(0), 0, ""), []

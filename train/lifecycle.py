@@ -1,0 +1,105 @@
+"""What a run says of itself before its first step and after its last, and that nobody else has its directory."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from shared.directories import listing, make_directory, remove_file, written_name
+from shared.errors import UserError
+from shared.files import read_bytes
+from shared.format import TOKENIZER_NAME
+from shared.locks import LOCK_NAME, exclusive
+from shared.storage import write_file, write_sealed
+from train.checkpoint import Progress, newest_step
+from train.collective import gather, rank
+from train.deadline import Deadline, Pace, guessed_save_s
+from train.layout import num_parameters
+from train.memory_errors import RankOutOfMemory
+from train.metrics import RunLog
+from train.outcome import STOP_STEP, write_state
+from train.parts import Parts
+from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, versions
+from train.recovery import StopRequest
+from train.report import plot_losses
+from train.validation import is_owed
+from train.walltime import job_end
+from train.watchdog import clear_heartbeats
+
+
+def restarts() -> int:
+    """Times that these ranks were started again after one died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def tell_end(prepared: Prepared, parts: Parts, progress: Progress) -> None:
+    """Say how the run ended, and draw it."""
+    run, total_steps = prepared.request.run, prepared.config.total_steps
+    asked = next(filter(None, gather(parts.stop.reason)), "")
+    is_done = progress.step >= prepared.last_step
+    is_done = is_done and not is_owed(prepared.config, parts.reader, parts.log, progress.step)
+    if rank() != 0:
+        return
+    reason = asked if not is_done else STOP_STEP if progress.step < total_steps else "all steps are done"
+    write_state(run, "finished" if is_done else "requeue", progress.step, reason)
+    ended = "finished" if is_done and progress.step == total_steps else "stopped"
+    where = {"step": progress.step, "tokens": progress.tokens, "data_digest": progress.data_digest}
+    parts.log.event(ended, **where, reason=reason)
+    if progress.step > 0:
+        plot_losses(run)
+
+
+def expect_end(prepared: Prepared, stop: StopRequest, log: RunLog, is_first: bool) -> None:
+    """Find out when the job ends, and write down that the run is going on.
+
+    Raises: UserError, on every rank, if a run that was not just restarted could not do and save a single step.
+    """
+    config, run = prepared.config, prepared.request.run
+    stop.pace = Pace(guessed_save_s(num_parameters(config.model)))
+    if rank() == 0:
+        try:
+            end = job_end(prepared.request.deadline, os.environ)
+        except UserError as error:  # a container, say, that the commands of the batch system are not in
+            log.event("warning", problem=str(error))
+            end = None
+        if end is not None:
+            end_s = time.monotonic() + end.at_s - time.time()
+            stop.deadline = Deadline(end_s, config.recovery.deadline_margin_s, end.source)
+            log.event("deadline", end=str(end), left_s=round(end.at_s - time.time(), 1))
+        write_state(run, "running", newest_step(run / CHECKPOINTS_NAME), "")
+    problem = gather(stop.too_late())[0]
+    if problem and is_first:
+        raise UserError(problem)
+
+
+@contextmanager
+def failure_told(run: Path) -> Iterator[None]:
+    """What ends the block early is written down as why the run failed, unless it is a rank that is to start again."""
+    try:
+        yield
+    except (SystemExit, RankOutOfMemory):
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        if rank() == 0:
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            write_state(run, "failed", newest_step(run / CHECKPOINTS_NAME), reason)
+        raise
+
+
+def claim(prepared: Prepared, stack: ExitStack) -> str | None:
+    """Hold the run's directory until `stack` ends and write down what the run is; what went wrong, or None."""
+    request = prepared.request
+    make_directory(request.run)
+    try:  # ranks that were started again have nothing to take over, but may have been robbed meanwhile
+        stack.enter_context(exclusive(request.run, "run", steal=request.steal and restarts() == 0))
+    except UserError as error:
+        return str(error)
+    for path in listing(request.run):
+        if written_name(path.name) not in (None, LOCK_NAME):
+            remove_file(path)
+    clear_heartbeats(request.run)
+    resolved = {"identity": prepared.identity, "total_steps": prepared.config.total_steps, "versions": versions()}
+    write_sealed(request.run / RUN_NAME, resolved)
+    write_file(request.run / TOKENIZER_NAME, [read_bytes(request.tokens / TOKENIZER_NAME)])
+    return None
