@@ -171,6 +171,17 @@ def test_a_slow_rank_is_named_in_20_steps_and_a_suspended_job_is_not_hung(start)
     assert re.match(r"rank 1 on \S+ takes 0\.1\S* s in a step for what it does alone, the median", straggler["problem"])
 
 
+@pytest.mark.long
+def test_a_hang_ends_within_the_timeout_that_recipes_have(start):
+    ranks = start("forward", "none", 1, 0, recovery__hang_timeout_s=60.0)
+    ranks.wait_for_step(20)
+    ranks.processes[0].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert ranks.codes() == [-signal.SIGKILL, HUNG], ranks.output()
+    assert time.monotonic() - began < 60
+    assert ranks.events("hang")[0]["ranks"] == [0]
+
+
 HANGS = [
     ("setup", "sleep", 0, 0),
     ("setup", "stop", 1, 0),

@@ -81,12 +81,7 @@ def _train(
     changed: list[str],
 ) -> Progress:
     config, request = prepared.config, prepared.request
-    strategy = build_strategy(config, prepared.layout, device)
-    if config.recovery.hang_timeout_s is not None:
-        outwait_watchdog()
-    for part in strategy.parts:
-        if part.compilation is not None:
-            part.compilation.report = lambda reason: log.event("eager", reason=reason)
+    strategy = _strategy(prepared, device, log)
     layout, trials = choose_microbatch(strategy, config, prepared.layout, device, request.run / MICROBATCH_NAME)
     optimizer = build_optimizer(config.optimizer, strategy.model)
     checkpoints = Checkpoints(request.run / CHECKPOINTS_NAME, config.checkpoint.keep, prepared.identity)
@@ -127,6 +122,17 @@ def _train(
     if rank() == 0 and progress.step > 0:
         plot_losses(request.run)
     return progress
+
+
+def _strategy(prepared: Prepared, device: torch.device, log: RunLog) -> Strategy:
+    """The strategy that the recipe names: it tells what cannot be compiled, and waits for longer than the watchdogs."""
+    strategy = build_strategy(prepared.config, prepared.layout, device)
+    if prepared.config.recovery.hang_timeout_s is not None:
+        outwait_watchdog()
+    for part in strategy.parts:
+        if part.compilation is not None:
+            part.compilation.report = lambda reason: log.event("eager", reason=reason)
+    return strategy
 
 
 def _claim(prepared: Prepared, stack: ExitStack) -> str | None:
