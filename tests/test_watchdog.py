@@ -210,10 +210,10 @@ HANGS = [
 @pytest.mark.long
 @pytest.mark.parametrize(("place", "fault", "rank", "step"), HANGS)
 def test_any_rank_that_hangs_anywhere_is_named(start, place, fault, rank, step):
-    timeout_s = 2.0 if place in ("setup", "validate", "save") else 4.0
+    timeout_s = 2.0 if place == "setup" else TIMEOUT_S
     changes = {"training__validate_every": 10, "checkpoint__every": 10, "recovery__hang_timeout_s": timeout_s}
     ranks = start(place, fault, rank, step, **changes)
-    codes = ranks.codes()
+    codes = ranks.codes(300)
     assert codes[1 - rank] == HUNG, ranks.output()
     assert codes[rank] == (-signal.SIGKILL if fault in ("stop", "lock") else HUNG), ranks.output()
     (hang,) = ranks.events("hang")
