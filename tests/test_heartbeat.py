@@ -86,9 +86,10 @@ def test_the_status_of_a_directory_that_is_no_run_says_what_to_name(tmp_path):
         ([(1, COMPUTE, 500), (2, FETCH, 1), (3, FETCH, 1)], COMPUTE, 60),
         ([(1, FETCH, 1), (2, FETCH, 10), (2, COMPUTE, 30), (3, FETCH, 1)], OPTIMIZE, 200),
         ([(1, FETCH, 1), *((step, FETCH, 100 if step == 9 else 20) for step in range(2, 40))], FETCH, 100),
-        ([(1, SAVE, 3)], SAVE, 600),
-        ([(1, SAVE, 300)], SAVE, 1500),
-        ([(1, SAVE, 300)], VALIDATE, 1800),
+        ([(1, SAVE, 3)], SAVE, 1800),
+        ([(1, SAVE, 600)], SAVE, 3000),
+        ([(1, SAVE, 600)], VALIDATE, 1800),
+        ([(1, VALIDATE, 3)], VALIDATE, 600),
         ([(1, FETCH, 1), (2, FETCH, 1), (2, VALIDATE, 50), (2, FETCH, 1), (3, FETCH, 1)], FETCH, 60),
     ],
 )

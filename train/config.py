@@ -169,7 +169,7 @@ class RecoveryConfig:
     on. It counts as a skipped step."""
     hang_timeout_s: float | None = 60.0
     """A rank that has not moved for so long, or for 5 times what nearly all its steps take, is hung, and all ranks
-    start again; 30 times as long at the start, 10 in validation and saving. None: nobody watches."""
+    start again; 10 times as long in validation, 30 in saving and at the start. None: nobody watches."""
     deadline_margin_s: float = 30.0
     """Seconds to spare before the job ends, beside those of a step and two saves: for what takes longer than before."""
 

@@ -8,8 +8,9 @@ PHASES = (SETUP, FETCH, COMPUTE, AGREE, OPTIMIZE, VALIDATE, SAVE, ENDED)
 """What a rank can be at: the wiring, the parts of a step, and what comes between steps."""
 STEP = "step"
 """All phases of a step together: their limit is one, by the time of whole steps."""
-LEAST = {STEP: 1, VALIDATE: 10, SAVE: 10}
-"""Times `recovery.hang_timeout_s`: what phases that were seen before are given at least."""
+LEAST = {STEP: 1, VALIDATE: 10, SAVE: 30}
+"""Times `recovery.hang_timeout_s`: what phases that were seen before are given at least. The last save of a run may
+take longer than all others, if those were finished while it went on."""
 UNKNOWN = 30
 """The same for the first step (which compiles), the first validation and save, and the setup."""
 FACTOR = 5

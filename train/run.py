@@ -94,12 +94,7 @@ def _train(
     changed: list[str],
 ) -> Progress:
     config, request = prepared.config, prepared.request
-    strategy = build_strategy(config, prepared.layout, device)
-    if config.recovery.hang_timeout_s is not None:
-        outwait_watchdog()
-    for part in strategy.parts:
-        if part.compilation is not None:
-            part.compilation.report = lambda reason: log.tell("eager", rank=rank(), reason=reason)
+    strategy = _strategy(prepared, device, log)
     optimizer = build_optimizer(config.optimizer, strategy.model)
     backoff = _fit(prepared, strategy, optimizer, device, log, stop)
     checkpoints = Checkpoints(request.run / CHECKPOINTS_NAME, config.checkpoint.keep, prepared.identity)
@@ -143,6 +138,17 @@ def _train(
         reader.close()
     tell_end(prepared, parts, progress)
     return progress
+
+
+def _strategy(prepared: Prepared, device: torch.device, log: RunLog) -> Strategy:
+    """The strategy that the recipe names: it tells what cannot be compiled, and waits for longer than the watchdogs."""
+    strategy = build_strategy(prepared.config, prepared.layout, device)
+    if prepared.config.recovery.hang_timeout_s is not None:
+        outwait_watchdog()
+    for part in strategy.parts:
+        if part.compilation is not None:
+            part.compilation.report = lambda reason: log.tell("eager", rank=rank(), reason=reason)
+    return strategy
 
 
 def _fit(
