@@ -1,22 +1,65 @@
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from shared.cursor import Cursor, ReadingOrder, permute, rank_positions, unpermute
+from shared.cursor import Cursor, ReadingOrder, rank_positions
+from shared.permutation import permute, unpermute
 
 SHARDS = (5, 1)
+LENGTHS = (3, 6, 12)
 seeds = st.none() | st.integers(0, 2**63)
 
 
 @st.composite
 def reading_orders(draw, seeds=seeds):
     """Any order with at least one training chunk; shards without a chunk are common."""
+    if draw(st.booleans()):
+        return draw(streams(seeds)).order(draw(st.sampled_from(LENGTHS)))
     shard_chunks = tuple(draw(st.lists(st.integers(0, 60), min_size=1, max_size=8)))
     assume(sum(shard_chunks) > 0)
     return ReadingOrder(shard_chunks, draw(st.integers(0, sum(shard_chunks) - 1)), draw(seeds))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Shards of so many targets, of which so many are held out, to be read at any of several lengths."""
+
+    targets: tuple[int, ...]
+    unit: int
+    held_out: int
+    seed: int | None
+
+    def order(self, length):
+        targets = np.array(self.targets)
+        return ReadingOrder.of_stream(targets, length, self.unit, self.held_out // length, self.seed)
+
+    def tokens(self, length, chunks):
+        """(shard, place) of every target of these chunks."""
+        shards, offsets = self.order(length).locate(chunks)
+        return [
+            (shard, place)
+            for shard, offset in zip(shards.tolist(), offsets.tolist(), strict=True)
+            for place in range(offset * length, min((offset + 1) * length, self.targets[shard]))
+        ]
+
+    def read(self, length, start, stop):
+        """(shard, place) of every target from one position to another."""
+        return self.tokens(length, self.order(length).chunks(range(start, stop)))
+
+
+@st.composite
+def streams(draw, seeds=seeds):
+    """Any stream that is read at every one of LENGTHS; shards of less than a unit, and of none, are common."""
+    unit = max(LENGTHS) * draw(st.integers(1, 3))
+    targets = draw(st.lists(st.integers(0, 5 * unit), min_size=1, max_size=8))
+    held_out = max(LENGTHS) * draw(st.integers(0, 5))
+    stream = Stream(tuple(targets), unit, held_out, draw(seeds))
+    assume(stream.order(max(LENGTHS)).num_training > 0)
+    return stream
 
 
 @pytest.mark.parametrize(
@@ -100,10 +143,15 @@ def test_locate_names_each_chunk_once_in_natural_order(order):
 
 @settings(deadline=None)
 @given(reading_orders())
-def test_training_and_held_out_chunks_are_the_whole_dataset(order):
+def test_held_out_chunks_are_in_order_behind_all_training_ones(order):
     held_out = order.held_out(range(order.num_held_out)).tolist()
     training = order.chunks(range(order.num_training)).tolist()
-    assert Counter(training + held_out) == Counter(range(order.bounds[-1]))
+    assert sorted(training) == list(range(order.num_training))
+    assert held_out == sorted(set(held_out))
+    assert len(held_out) == order.num_held_out
+    assert all(order.num_training <= chunk < order.bounds[-1] for chunk in held_out)
+    if order.shard_units is None:
+        assert Counter(training + held_out) == Counter(range(order.bounds[-1]))
 
 
 @pytest.mark.parametrize("seed", [None, 7])
@@ -140,6 +188,76 @@ def test_what_was_read_stays_read_when_a_run_goes_on_with_other_batches(order, b
     assert seen == order.chunks(range(position)).tolist()
     epoch = seen[: order.num_training]
     assert len(set(epoch)) == len(epoch)
+
+
+# units, and other lengths
+
+
+@settings(deadline=None)
+@given(streams(), st.integers(0, 3))
+def test_each_epoch_reads_the_same_tokens_in_the_same_order_at_any_length_each_once(stream, epoch):
+    sizes = {length: stream.order(length).num_training for length in LENGTHS}
+    read = [stream.read(length, epoch * size, (epoch + 1) * size) for length, size in sizes.items()]
+    assert read[0] == read[1] == read[2]
+    left = stream.tokens(3, np.arange(sizes[3], stream.order(3).bounds[-1]))
+    everything = [(shard, place) for shard, size in enumerate(stream.targets) for place in range(size)]
+    assert sorted(read[0]) + left == everything
+
+
+@settings(deadline=None)
+@given(streams())
+def test_the_same_tokens_are_held_out_at_any_length(stream):
+    found = [
+        stream.tokens(length, stream.order(length).held_out(range(stream.held_out // length))) for length in LENGTHS
+    ]
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == stream.held_out
+
+
+@settings(deadline=None)
+@given(streams(), st.integers(0, 2), st.sampled_from([(3, 6), (3, 12), (6, 12), (6, 3), (12, 3)]), st.data())
+def test_a_cursor_told_at_another_length_is_between_the_same_tokens(stream, epoch, lengths, data):
+    one, other = (stream.order(length) for length in lengths)
+    position = data.draw(st.integers(epoch * one.num_training, (epoch + 1) * one.num_training))
+    cursor = one.cursor(position).at_length(*lengths)
+    if cursor is None:
+        assert one.cursor(position).offset * lengths[0] % lengths[1] != 0
+        return
+    sides = []
+    for order, here, length in ((one, position, lengths[0]), (other, other.position(cursor), lengths[1])):
+        first, end = epoch * order.num_training, (epoch + 2) * order.num_training
+        sides.append((stream.read(length, first, here), stream.read(length, here, end)))
+    assert sides[0] == sides[1]
+
+
+@settings(deadline=None)
+@given(reading_orders(seeds=st.integers(0, 9)), st.integers(0, 2))
+def test_the_chunks_of_a_unit_are_read_in_a_row_and_whole_units_before_the_ends_of_shards(order, epoch):
+    start, size = epoch * order.num_training, order.unit_chunks
+    units = order.chunks(range(start, start + max(order.num_units, 0) * size)).reshape(-1, size)
+    assert (units - units[:, :1] == np.arange(size)).all()
+    shards, offsets = order.locate(units[:, 0])
+    assert (offsets % size == 0).all()
+    whole = order.shard_chunks if order.shard_units is None else order.shard_units
+    assert (offsets // size < np.array(whole)[shards]).all()
+
+
+def test_units_of_one_chunk_in_shards_that_they_fill_are_the_order_without_units():
+    plain = ReadingOrder((4, 0, 7, 1), num_held_out=2, seed=5)
+    units = ReadingOrder.of_stream(np.array([16, 0, 28, 4]), 4, 4, num_held_out=2, seed=5)
+    assert units.chunks(range(40)).tolist() == plain.chunks(range(40)).tolist()
+    assert units.held_out(range(2)).tolist() == plain.held_out(range(2)).tolist()
+
+
+def test_a_seeded_order_of_units_never_changes_between_releases():
+    order = ReadingOrder.of_stream(np.array([18, 5, 3]), 2, 4, seed=1)  # chunks 9, 3, 2; units 4, 1, 0
+    assert order.chunks(range(14)).tolist() == [9, 10, 0, 1, 6, 7, 2, 3, 4, 5, 8, 11, 12, 13]
+    assert order.chunks(range(14, 28)).tolist() == [0, 1, 9, 10, 6, 7, 4, 5, 2, 3, 8, 12, 13, 11]
+
+
+def test_fewer_units_than_are_held_out_leave_less_than_nothing():
+    assert ReadingOrder.of_stream(np.array([9, 3]), 2, 4, num_held_out=5).num_training == -2
+    assert ReadingOrder((2,), num_held_out=3).num_training == -1
 
 
 # ranks

@@ -104,6 +104,9 @@ def test_a_validation_split_that_is_not_there_or_too_small_is_told(tokens, run):
     message = r"validation has 3 chunks of 16, data.validation_chunks wants 4: lower it, or tokenize with a larger "
     refused(message, tokens, run, **asked)
 
+    in_units = r"data.validation_chunks wants 4 in whole units of data.shuffle_length 64: lower it"
+    refused(in_units, tokens, run, data__shuffle_length=64, **asked)
+
 
 def test_a_validation_split_of_another_tokenizer_is_told(tokens, run):
     index = with_split(tokens)
@@ -179,6 +182,10 @@ def test_a_tokenizer_that_did_not_make_the_dataset_is_told(tokens, run, text, fo
     [
         ({"data__validation_chunks": 32}, "has 34 chunks of 16, of which data.validation_chunks reserves 32: a global"),
         ({"data__validation_chunks": 400}, "has 34 chunks of 16, of which data.validation_chunks reserves 400"),
+        (
+            {"data__validation_chunks": 32, "data__shuffle_length": 32},
+            "data.validation_chunks reserves 32 in whole units of data.shuffle_length 32: a global batch of 4 must be ",
+        ),
         ({"data__global_batch": 40, "data__validation_chunks": 0}, "a global batch of 40 must be left to train on"),
         ({"model__vocab_size": 59}, "model.vocab_size 59 is too small for the dataset"),
         ({"training__microbatch": 3}, "data.global_batch 4 does not divide into microbatches of 3"),
@@ -261,14 +268,16 @@ def test_a_run_from_before_there_were_packings_may_be_continued(tokens, run):
     )
 
 
-@pytest.mark.parametrize("option", ["document_mask", "restart_positions"])
-def test_a_run_from_before_an_option_had_its_default(tokens, run, option):
+@pytest.mark.parametrize(
+    ("option", "value"), [("document_mask", True), ("restart_positions", True), ("shuffle_length", 32)]
+)
+def test_a_run_from_before_an_option_had_its_default(tokens, run, option, value):
     start(tokens, run)
     identity = read_sealed(run / RUN_NAME)["identity"]
     del identity["recipe"]["data"][option]
     write_sealed(run / RUN_NAME, {"identity": identity})
     prepared(tokens, run)
-    refused(f"recipe.data.{option} was False, now True", tokens, run, **{f"data__{option}": True})
+    refused(f"recipe.data.{option} was (False|None), now {value}", tokens, run, **{f"data__{option}": value})
 
 
 # run directories
@@ -287,6 +296,7 @@ def test_a_run_may_be_continued(tokens, run):
         {"training__microbatch": 4},
         {"training__validate_every": 2},
         {"data__global_batch": 2},
+        {"model__max_position_embeddings": 128},
         {"training__total_steps": 9},
         {"checkpoint__every": 2},
         {"checkpoint__keep": 5},
@@ -312,7 +322,12 @@ def test_a_run_may_be_continued_otherwise_where_the_order_of_its_data_does_not_d
         ),
         ({"data__document_mask": True}, "recipe.data.document_mask was False, now True"),
         ({"data__restart_positions": True}, "recipe.data.restart_positions was False, now True"),
-        ({"data__sequence_length": 8}, "recipe.data.sequence_length was 16, now 8"),
+        (
+            {"data__sequence_length": 8},
+            r"recipe.data.sequence_length was 16, now 8 \(without data.shuffle_length the chunks of 16 are what was "
+            r"shuffled\)",
+        ),
+        ({"data__shuffle_length": 32}, "recipe.data.shuffle_length was None, now 32"),
         ({"training__seed": 9}, "recipe.training.seed was 0, now 9"),
         ({"training__precision": "bf16"}, "recipe.training.precision was fp32, now bf16"),
         ({"model__rope_theta": 5.0}, "recipe.model.rope_theta was 10000.0, now 5.0"),

@@ -33,6 +33,7 @@ from train.config import (
     TrainingConfig,
 )
 from train.data import ChunkReader, chain_digest
+from train.heartbeat import HEARTBEATS_NAME, read_heartbeat
 from train.launch import ERROR_FILE, default_processes, leave_message
 from train.loss import IGNORED
 from train.metrics import read_metrics
@@ -91,6 +92,7 @@ def executed(tokens, directory, stop, stop_step=None, **changes):
         "checkpoints": sorted(path.name for path in (directory / "checkpoints").iterdir()),
         "events": [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()],
         "total_steps": read_sealed(directory / RUN_NAME)["total_steps"],
+        "patience": read_heartbeat(directory / HEARTBEATS_NAME, 0).limit_s,
     }
 
 
@@ -134,6 +136,10 @@ def warnings(outcome):
     return [event["problem"] for event in outcome["events"] if event["event"] == "warning"]
 
 
+def patience(outcome):
+    return outcome["patience"]
+
+
 def layout(outcome):
     return outcome["events"][0]["layout"]
 
@@ -142,6 +148,7 @@ OPTIONS = [
     ("data__sequence_length", 8, data),
     ("data__global_batch", 2, data),
     ("data__order", "natural", data),
+    ("data__shuffle_length", 32, data),
     ("data__packing", "best-fit", data),
     ("data__document_mask", True, losses),
     ("data__restart_positions", True, losses),
@@ -171,6 +178,7 @@ OPTIONS = [
     ("training__validate_every", 2, validated),
     ("checkpoint__every", 1, saved),
     ("checkpoint__keep", 1, saved),
+    ("recovery__hang_timeout_s", None, patience),
     ("strategy", "pipeline", layout),
 ]
 DEPENDENT_OPTIONS = [

@@ -7,13 +7,16 @@ import shutil
 import pytest
 import torch
 
-from shared.errors import UserError
+from shared.cursor import Cursor
+from shared.errors import ConfigError, UserError
+from shared.storage import write_sealed
 from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
+from train.checkpoint import Progress
 from train.gradient import Gradient, why_not_finite
 from train.metrics import read_metrics
 from train.preflight import RunRequest, prepare
 from train.recovery import StopRequest
-from train.rollback import ROLLBACKS_NAME
+from train.rollback import ROLLBACKS_NAME, skip_again
 from train.run import execute
 from train.single import SingleStrategy
 from train.spikes import LEAST, Spikes, robust_score
@@ -175,6 +178,21 @@ def test_a_rollback_goes_on_behind_the_spike_from_a_checkpoint_before_it_also_af
     again, found = run(tokens, tmp_path / "killed", **options)
     assert not named(found, "spike")
     assert [losses(again), again[-1]["data_digest"]] == [losses(records), records[-1]["data_digest"]]
+
+    for path in (tmp_path / "killed/checkpoints").glob("step-0000002?"):
+        shutil.rmtree(path)
+    longer, _ = run(tokens, tmp_path / "killed", stop_step=17, data__sequence_length=32, **options)
+    assert (longer[-1]["step"], longer[-1]["offset"]) == (17, 84 // 2 + 4)
+
+
+def test_a_run_that_went_back_is_not_continued_in_the_middle_of_a_longer_chunk(tmp_path):
+    skip = {"step": 4, "start": (0, 1, 64), "end": (0, 1, 144)}
+    write_sealed(tmp_path / ROLLBACKS_NAME, {"skips": [skip]})
+    assert skip_again(tmp_path, Progress(4, Cursor(0, 1, 4), 0, ""), 16).cursor == Cursor(0, 1, 9)
+    with pytest.raises(
+        ConfigError, match=r"goes on behind a spike, 16 tokens into a chunk of 32: continue it with the "
+    ):
+        skip_again(tmp_path, Progress(4, Cursor(0, 1, 2), 0, ""), 32)
 
 
 def test_without_a_checkpoint_before_it_a_spike_is_gone_on_from_with_a_warning(tokens, tmp_path, healthy):

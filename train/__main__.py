@@ -58,6 +58,14 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class StatusOptions:
+    """Tell where the ranks of a run are, alive, hung or dead."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Directory of the run."""
+
+
+@dataclass(frozen=True)
 class LayoutsOptions:
     """Drive one step of a recipe on ranks that do not exist, and tell what each would send and hold."""
 
@@ -137,7 +145,15 @@ def report(arguments: Sequence[str]) -> None:
     print(report_run(options.run))
 
 
-COMMANDS = {"run": run, "sample": sample, "report": report, "layouts": layouts}
+def status(arguments: Sequence[str]) -> None:
+    """Tell where the ranks of a run are, alive, hung or dead."""
+    from train.status import status as status_of_run
+
+    options = tyro.cli(StatusOptions, args=arguments, prog="python -m train status")
+    print(status_of_run(options.run))
+
+
+COMMANDS = {"run": run, "sample": sample, "report": report, "status": status, "layouts": layouts}
 
 if __name__ == "__main__":
     exit_code = run_command("train", COMMANDS, sys.argv[1:])

@@ -25,6 +25,7 @@ from shared.directories import remove_tree, sync_directory
 from shared.errors import FormatError
 from shared.storage import read_sealed, sha256_file, write_sealed
 from train.collective import any_rank, barrier, gather, rank, world_size
+from train.lengths import cursor_of
 from train.optim import create_state
 
 MANIFEST_NAME = "MANIFEST.json"
@@ -105,7 +106,8 @@ class Checkpoints:
     def load(self, path: Path, model: nn.Module, optimizer: Optimizer) -> Progress:
         """Fill the model and the optimizer from a valid checkpoint; return where the run was.
 
-        Raises: FormatError if it is of another dataset, packing or tokenizer, or its tensors are not the model's.
+        Raises: FormatError if it is of another dataset, packing or tokenizer, its tensors are not the model's, or it is
+        in the middle of a chunk of this run's sequence length.
         """
         manifest = read_sealed(path / MANIFEST_NAME)
         for name in ("dataset", "packing", "tokenizer"):
@@ -115,11 +117,16 @@ class Checkpoints:
                     f"{path} was trained with {name} {str(before)[:12]}, this run has {str(now)[:12]}: "
                     "continue with the same one, or start another run directory"
                 )
+        length = self.identity["recipe"]["data"]["sequence_length"]
+        if (cursor := cursor_of(manifest, length)) is None:
+            raise FormatError(
+                f"{path} is in the middle of a chunk of {length}: continue it with data.sequence_length "
+                f"{manifest['recipe']['data']['sequence_length']}, to the end of one"
+            )
         create_state(optimizer)
         load_tensors(path, training_tensors(model, optimizer), manifest)
-        where = Cursor(**manifest["cursor"])
         return Progress(
-            manifest["step"], where, manifest["tokens"], manifest["data_digest"], manifest.get("skipped", 0)
+            manifest["step"], cursor, manifest["tokens"], manifest["data_digest"], manifest.get("skipped", 0)
         )
 
     def discard_after(self, path: Path) -> None:
@@ -169,6 +176,11 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any
         load(tensors, checkpoint_id=path)
 
 
+def read_manifests(directory: Path) -> list[dict[str, Any]]:
+    """The manifests of all checkpoints in the order of their steps, but for damaged ones, which `newest` tells of."""
+    return [read_sealed(path / MANIFEST_NAME) for path in _steps(directory) if _manifest_problem(path) is None]
+
+
 def newest_step(directory: Path) -> int:
     """Step of the newest checkpoint that was committed, whatever happened to its files since; 0 without one."""
     committed = [path for path in _steps(directory) if (path / MANIFEST_NAME).is_file()]
@@ -193,18 +205,28 @@ def _hash_share(path: Path, names: list[str]) -> dict[str, list[Any]]:
 
 def _check_share(path: Path) -> str | None:
     """What is wrong with the manifest or with a file that falls to this rank, or None."""
+    if problem := _manifest_problem(path):
+        return problem
+    files = read_sealed(path / MANIFEST_NAME)["files"]
+    try:
+        found = _hash_share(path, sorted(files))
+    except FileNotFoundError as error:
+        return f"{error.filename} is missing"
+    damaged = [name for name, file in found.items() if file != files[name]]
+    return f"{path / damaged[0]} does not match its checksum" if damaged else None
+
+
+def _manifest_problem(path: Path) -> str | None:
+    """What is wrong with the manifest of a checkpoint, or None."""
     try:
         manifest = read_sealed(path / MANIFEST_NAME)
-        if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-            return f"it is {manifest.get('format')} version {manifest.get('version')}, not {FORMAT} version {VERSION}"
-        files = manifest["files"]
-        found = _hash_share(path, sorted(files))
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
     except FormatError as error:
         return str(error)
-    damaged = [name for name, file in found.items() if file != files[name]]
-    return f"{path / damaged[0]} does not match its checksum" if damaged else None
+    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        return f"it is {manifest.get('format')} version {manifest.get('version')}, not {FORMAT} version {VERSION}"
+    return None
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -6,46 +6,13 @@ from typing import Literal
 
 from shared.config import read_toml, structure
 from shared.errors import ConfigError
-from train.architecture import ArgonneConfig, at_least, below_one, nearest_multiple, rename_legacy
+from train.architecture import ArgonneConfig, at_least, below_one, rename_legacy
+from train.data_config import DataConfig
+
+__all__ = ["DataConfig"]  # of `RunConfig`
 
 Recompute = Literal["none", "selective", "full"]
 RECIPES = Path(__file__).parent / "recipes"
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which chunks an optimizer step reads."""
-
-    sequence_length: int = 2048
-    """Targets of one sequence; any length, whatever the dataset was written with."""
-    global_batch: int = 32
-    """Sequences of one optimizer step, over all ranks."""
-    order: Literal["natural", "shuffled"] = "shuffled"
-    packing: Literal["best-fit", "whole"] | None = None
-    """Chunks made by `make pack` for this sequence_length. None: those of the plain stream."""
-    document_mask: bool = False
-    """Tokens attend only within their document."""
-    restart_positions: bool = False
-    """Rotary positions start at 0 in each document."""
-    validation_chunks: int = 0
-    """How many chunks the validation loss is over, a multiple of global_batch."""
-    validation: Literal["reserved", "split"] = "reserved"
-    """reserved: the last chunks of the dataset, never trained on. split: the last of TOKENS/validation."""
-
-    def __post_init__(self) -> None:
-        at_least("data.sequence_length", self.sequence_length, 1)
-        at_least("data.global_batch", self.global_batch, 1)
-        at_least("data.validation_chunks", self.validation_chunks, 0)
-        if self.validation_chunks % self.global_batch:
-            raise ConfigError(
-                f"data.validation_chunks {self.validation_chunks} is not a multiple of data.global_batch "
-                f"{self.global_batch}: {nearest_multiple(self.validation_chunks, self.global_batch)} is"
-            )
-
-    @property
-    def tells_documents(self) -> bool:
-        """Whether batches say where documents begin."""
-        return self.document_mask or self.restart_positions
 
 
 @dataclass(frozen=True)
@@ -201,6 +168,9 @@ class RecoveryConfig:
     rollback_steps: int | None = None
     """At a spike of the loss, go back at least so many steps, to a checkpoint, and skip what was read since. None: go
     on. It counts as a skipped step."""
+    hang_timeout_s: float | None = 60.0
+    """A rank that has not moved for so long, or for 5 times what nearly all its steps take, is hung, and all ranks
+    start again; 30 times as long at the start, 10 in validation and saving. None: nobody watches."""
 
     def __post_init__(self) -> None:
         at_least("recovery.max_skipped_steps", self.max_skipped_steps, 0)
@@ -208,6 +178,8 @@ class RecoveryConfig:
             at_least("recovery.spike_score", self.spike_score, 0)
         if self.rollback_steps is not None:
             at_least("recovery.rollback_steps", self.rollback_steps, 1)
+        if self.hang_timeout_s is not None:
+            at_least("recovery.hang_timeout_s", self.hang_timeout_s, 1)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class ChunkReader:
         self._length = config.data.sequence_length
         share = rank_positions(0, self.global_batch, dp_rank, dp_size)
         self._training = Places(view, self.order, self.order.chunks, self.global_batch, share)
-        held_out = self.order if validation is None else ReadingOrder(validation.shard_chunks, self.num_held_out)
+        held_out = self.order if validation is None else validation_order(validation, config)
         self._held_out = Places(
             validation or view, held_out, held_out.held_out, self.global_batch, share, self.num_held_out
         )
@@ -210,7 +210,22 @@ def reading_order(view: View, config: RunConfig) -> ReadingOrder:
     """The order in which `config` reads the chunks of `view`."""
     seed = config.training.seed if config.data.order == "shuffled" else None
     reserved = config.data.validation_chunks if config.data.validation == "reserved" else 0
-    return ReadingOrder(view.shard_chunks, reserved, seed)
+    return _order(view, config, reserved, seed)
+
+
+def validation_order(view: View, config: RunConfig) -> ReadingOrder:
+    """The order of the validation split that `view` is of, at the end of which are the chunks that `config` wants."""
+    return _order(view, config, config.data.validation_chunks, None)
+
+
+def _order(view: View, config: RunConfig, num_held_out: int, seed: int | None) -> ReadingOrder:
+    length, unit_length = config.data.sequence_length, config.data.shuffle_length
+    if unit_length is None:
+        return ReadingOrder(view.shard_chunks, num_held_out, seed)
+    targets = np.array(view.shard_chunks) * length
+    last = np.flatnonzero(targets), np.array(view.shard_chunks)[targets > 0] - 1
+    targets[last[0]] += view.num_targets(*last) - length
+    return ReadingOrder.of_stream(targets, length, unit_length, num_held_out, seed)
 
 
 def chain_digest(digest: str, row_digests: npt.NDArray[np.uint8]) -> str:

@@ -2,6 +2,7 @@
 
 from train.checkpoint import Progress
 from train.parts import Parts
+from train.patience import AGREE, SAVE, VALIDATE
 from train.rollback import after_spike
 from train.step import take_step
 from train.validation import validation_record
@@ -16,12 +17,14 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
     while progress.step < last_step and not parts.stop.agreed():
         progress, record = take_step(parts, progress)
         if progress.step == config.total_steps or _is_due(progress.step, config.training.validate_every):
+            parts.heartbeat.beat(progress.step, VALIDATE)
             record |= validation_record(parts.strategy, parts.reader)
         parts.log.step(record, is_last=progress.step == last_step)
         if (scores := parts.spikes.seen(record)) and (earlier := after_spike(parts, progress, scores)):
             progress, saved_step = earlier, earlier.step
         elif progress.step == last_step or _is_due(progress.step, config.checkpoint.every):
             saved_step = _save(parts, progress)
+        parts.heartbeat.beat(progress.step, AGREE)
     if progress.step > saved_step:
         _save(parts, progress)
     return progress
@@ -32,6 +35,7 @@ def _is_due(step: int, every: int | None) -> bool:
 
 
 def _save(parts: Parts, progress: Progress) -> int:
+    parts.heartbeat.beat(progress.step, SAVE)
     path = parts.checkpoints.save(parts.strategy.model, parts.optimizer, progress)
     parts.log.event("save", step=progress.step, path=str(path))
     return progress.step

@@ -4,6 +4,7 @@ Only rank 0 writes. Each step stands in metrics.jsonl once, however often the ru
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ class RunLog:
         self.is_writer, self.total_steps = is_writer, total_steps
         self.on_step: Callable[[], None] = lambda: None  # called on every rank: a profiler's
         self._last_line = 0.0
+        self._telling = threading.Lock()
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps after `step`, which will be run again, and a line that a kill cut short."""
@@ -52,9 +54,13 @@ class RunLog:
 
     def event(self, name: str, **details: Any) -> None:
         """Append an event, and say it."""
-        if not self.is_writer:
-            return
-        append_line(self.events_path, json.dumps({"time": time.time(), "event": name, **details}))
+        if self.is_writer:
+            self.tell(name, **details)
+
+    def tell(self, name: str, **details: Any) -> None:
+        """The same on any rank and thread, for what one of them alone knows."""
+        with self._telling:
+            append_line(self.events_path, json.dumps({"time": time.time(), "event": name, **details}))
         said = details.get("problem") or ", ".join(f"{key} {value}" for key, value in details.items())
         print(f"{name}: {said}", flush=True)
 

@@ -7,10 +7,12 @@ from torch.optim import Optimizer
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.data import ChunkReader
+from train.heartbeat import Heartbeat
 from train.metrics import RunLog
 from train.provenance import Provenance
 from train.recovery import StopRequest
 from train.spikes import Spikes
+from train.stragglers import OwnWork
 from train.strategy import Strategy
 
 
@@ -25,6 +27,8 @@ class Parts:
     checkpoints: Checkpoints
     log: RunLog
     stop: StopRequest
+    heartbeat: Heartbeat
+    own_work: OwnWork
     spikes: Spikes
     provenance: Provenance
     least_token_s: float  # what a token would take if all ranks did nothing but multiply, at their measured peak

@@ -16,9 +16,10 @@ from shared.locks import LOCK_NAME
 from shared.storage import read_sealed
 from train.architecture import at_least
 from train.config import RunConfig
-from train.data import reading_order
+from train.data import reading_order, validation_order
 from train.golden import check_tokenizer
 from train.layout import Layout, lay_out
+from train.lengths import LENGTHS, check_place, why_other_tokens
 from train.memory import stage_bytes
 from train.schedule import RESCHEDULING, first_difference
 from train.views import View, open_validation, open_view
@@ -28,10 +29,11 @@ CHECKPOINTS_NAME = "checkpoints"
 CHANGEABLE = {
     *("strategy", "pipeline", "fsdp", "recovery", "checkpoint", "training.microbatch", "training.validate_every"),
     *("training.compile", "training.activation_checkpointing", "training.checkpoint_stride"),
-    "data.global_batch",
+    *("data.global_batch", "model.max_position_embeddings"),
 }
 """What of a recipe may differ when a run is continued: nothing that the order of its data depends on, and nothing that
-its losses depend on but for the last, with which a run goes on where it was in its data (see also RESCHEDULING)."""
+its losses depend on but for the global batch, with which a run goes on where it was in its data (see also RESCHEDULING
+and LENGTHS)."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def _check_order(order: ReadingOrder, config: RunConfig, tokens: Path) -> None:
     if order.num_training < config.data.global_batch:
         raise ConfigError(
             f"{tokens} has {order.bounds[-1]} chunks of {config.data.sequence_length}, of which data.validation_chunks "
-            f"reserves {order.num_held_out}: a global batch of {config.data.global_batch} must be left to train on"
+            f"reserves {order.num_held_out}{config.data.in_units}: a global batch of {config.data.global_batch} must "
+            "be left to train on"
         )
 
 
@@ -134,10 +137,11 @@ def _check_validation(validation: tuple[View, str] | None, config: RunConfig, to
         return
     view, wanted = validation[0], config.data.validation_chunks
     view.check()
-    if sum(view.shard_chunks) < wanted:
+    if validation_order(view, config).num_training < 0:
         raise ConfigError(
             f"{tokens / VALIDATION_NAME} has {sum(view.shard_chunks)} chunks of {config.data.sequence_length}, "
-            f"data.validation_chunks wants {wanted}: lower it, or tokenize with a larger --validation-share"
+            f"data.validation_chunks wants {wanted}{config.data.in_units}: lower it, or tokenize with a larger "
+            "--validation-share"
         )
 
 
@@ -163,7 +167,7 @@ def _check_memory(config: RunConfig, layout: Layout) -> None:
 
 
 def _check_run(prepared: Prepared) -> None:
-    """Raises: ConfigError if the directory holds a run of something else, or no run but other files."""
+    """Raises: ConfigError if the directory holds a run of something else or at another place, or no run but files."""
     directory = prepared.request.run
     path = directory / RUN_NAME
     if not exists(path):
@@ -172,15 +176,22 @@ def _check_run(prepared: Prepared) -> None:
         if any(name != LOCK_NAME and written_name(name) != RUN_NAME for name in names):
             raise ConfigError(f"{directory} is not empty and not a run (no {RUN_NAME}): name another directory")
         return
-    stored = read_sealed(path)["identity"]
-    changed = changes(prepared)
-    fixed = [name for name in changed if not name.startswith(tuple(f"recipe.{key}" for key in CHANGEABLE))]
-    differences = "; ".join(changed[name] for name in fixed)
+    if not (changed := changes(prepared)):
+        return
+    before, now = structure(read_sealed(path)["identity"]["recipe"], RunConfig, str(path)), prepared.config
+    has_other_length = before.data.sequence_length != now.data.sequence_length
+    why = why_other_tokens(before.data, now.data) if has_other_length else None
+    changeable = CHANGEABLE | LENGTHS if has_other_length and why is None else CHANGEABLE
+    fixed = [name for name in changed if not name.startswith(tuple(f"recipe.{key}" for key in changeable))]
+    differences = "; ".join(changed[name] for name in fixed) + (f" ({why})" if why else "")
     if any(name.removeprefix("recipe.") not in RESCHEDULING for name in fixed):
         raise ConfigError(f"{directory} is another run: {differences}: name another directory, or give what it had")
-    if changed:
-        before = structure(stored["recipe"], RunConfig, str(path))
-        _check_history(directory, before, prepared.config, "; ".join(changed.values()))
+    _check_history(directory, before, now, "; ".join(changed.values()))
+    if has_other_length:
+        from train.checkpoint import read_manifests
+
+        manifests = read_manifests(directory / CHECKPOINTS_NAME)
+        check_place(directory, manifests, prepared.request.tokens, prepared.index, now.data.sequence_length)
 
 
 def _check_history(directory: Path, before: RunConfig, now: RunConfig, differences: str) -> None:

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from shared.cursor import Cursor
-from shared.errors import UserError
+from shared.errors import ConfigError, UserError
 from shared.storage import read_sealed, write_sealed
 from train.checkpoint import Progress
 from train.collective import barrier, gather, rank
 from train.parts import Parts
+from train.patience import SETUP
 from train.spikes import WINDOW
 
 ROLLBACKS_NAME = "rollbacks.json"
@@ -17,12 +18,20 @@ ROLLBACKS_NAME = "rollbacks.json"
 
 @dataclass(frozen=True)
 class Skip:
-    """A stretch of data that a run does not train on: from where a checkpoint was to behind a spike."""
+    """A stretch of data that a run does not train on: from where a checkpoint was to behind a spike.
+
+    It is told in chunks of one token, so that it is the same for a run that goes on at another sequence length.
+    """
 
     step: int
     """Of the checkpoint."""
     start: Cursor
     end: Cursor
+
+    @classmethod
+    def of_chunks(cls, step: int, start: Cursor, end: Cursor, length: int) -> "Skip":
+        """The stretch between two cursors that count chunks of `length`."""
+        return cls(step, start.in_tokens(length), end.in_tokens(length))
 
 
 def after_spike(parts: Parts, progress: Progress, scores: Mapping[str, float]) -> Progress | None:
@@ -50,9 +59,11 @@ def after_spike(parts: Parts, progress: Progress, scores: Mapping[str, float]) -
             f"step {step}: another spike, and recovery.max_skipped_steps is {recovery.max_skipped_steps}: lower "
             "optimizer.learning_rate, or look at the documents in events.jsonl, then start again"
         )
+    parts.heartbeat.beat(step, SETUP)
     earlier = parts.checkpoints.load(path, parts.strategy.model, parts.optimizer)
     if rank() == 0:
-        _write_down(parts.log.directory, Skip(earlier.step, earlier.cursor, progress.cursor))
+        skip = Skip.of_chunks(earlier.step, earlier.cursor, progress.cursor, parts.config.data.sequence_length)
+        _write_down(parts.log.directory, skip)
         parts.checkpoints.discard_after(path)
     barrier()
     parts.log.event(
@@ -63,11 +74,19 @@ def after_spike(parts: Parts, progress: Progress, scores: Mapping[str, float]) -
     return replace(earlier, cursor=progress.cursor, skipped=progress.skipped + 1)
 
 
-def skip_again(directory: Path, progress: Progress) -> Progress:
-    """Where a run goes on from that has gone back to the checkpoint of `progress` before."""
+def skip_again(directory: Path, progress: Progress, length: int) -> Progress:
+    """Where a run in chunks of `length` goes on from that has gone back to the checkpoint of `progress` before.
+
+    Raises: ConfigError if that is in the middle of a chunk.
+    """
     for skip in _written_down(directory):
-        if (skip.step, skip.start) == (progress.step, progress.cursor):
-            return replace(progress, cursor=skip.end, skipped=progress.skipped + 1)
+        if (skip.step, skip.start) == (progress.step, progress.cursor.in_tokens(length)):
+            if (end := skip.end.at_length(1, length)) is None:
+                raise ConfigError(
+                    f"{directory} goes on behind a spike, {skip.end.offset % length} tokens into a chunk of {length}: "
+                    "continue it with the data.sequence_length it had, to its next checkpoint"
+                )
+            return replace(progress, cursor=end, skipped=progress.skipped + 1)
     return progress
 
 

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import ExitStack
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ from shared.storage import write_file, write_sealed
 from train.checkpoint import Checkpoints, Progress
 from train.collective import gather, rank
 from train.data import ChunkReader
+from train.heartbeat import Heartbeat
+from train.joining import join
 from train.layout import flops_per_token
 from train.loop import train
 from train.metrics import RunLog, measured_peak_flops
@@ -31,7 +34,9 @@ from train.report import plot_losses
 from train.rollback import skip_again
 from train.schedule import why_not_annealed
 from train.spikes import WINDOW, Spikes
+from train.stragglers import OwnWork
 from train.strategy import PRECISIONS, Strategy, build_strategy
+from train.watchdog import clear_heartbeats, outwait_watchdog, watching
 
 LARGEST_KEPT_BYTES = 1 << 30  # activations and gradients on a CPU: a step needs again what the last one had
 
@@ -47,14 +52,12 @@ def run(request: RunRequest) -> None:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl")
+        join("cpu:gloo,cuda:nccl")
     else:
         device = torch.device("cpu")
-        dist.init_process_group("gloo")
-    try:
-        execute(prepared, device, stop)
-    finally:
-        dist.destroy_process_group()
+        join("gloo")
+    execute(prepared, device, stop)
+    dist.destroy_process_group()  # not after an error: it may wait for ranks that are gone
 
 
 def execute(prepared: Prepared, device: torch.device, stop: StopRequest) -> Progress:
@@ -64,13 +67,23 @@ def execute(prepared: Prepared, device: torch.device, stop: StopRequest) -> Prog
         problem = gather(_claim(prepared, stack) if rank() == 0 else None)[0]
         if problem:
             raise UserError(problem)
-        return _train(prepared, device, stop, changed)
+        log = RunLog(prepared.request.run, rank() == 0, prepared.config.total_steps)
+        heartbeat = stack.enter_context(watching(log, prepared.config.recovery.hang_timeout_s))
+        return _train(prepared, device, stop, log, heartbeat, changed)
 
 
-def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed: list[str]) -> Progress:
+def _train(
+    prepared: Prepared,
+    device: torch.device,
+    stop: StopRequest,
+    log: RunLog,
+    heartbeat: Heartbeat,
+    changed: list[str],
+) -> Progress:
     config, request = prepared.config, prepared.request
-    log = RunLog(request.run, rank() == 0, config.total_steps)
     strategy = build_strategy(config, prepared.layout, device)
+    if config.recovery.hang_timeout_s is not None:
+        outwait_watchdog()
     for part in strategy.parts:
         if part.compilation is not None:
             part.compilation.report = lambda reason: log.event("eager", reason=reason)
@@ -90,6 +103,8 @@ def _train(prepared: Prepared, device: torch.device, stop: StopRequest, changed:
         checkpoints=checkpoints,
         log=log,
         stop=stop,
+        heartbeat=heartbeat,
+        own_work=OwnWork(chain(*(p.blocks.values() for p in strategy.parts)), config.model.num_hidden_layers, device),
         spikes=Spikes(config.recovery.spike_score, gather(log.recent(WINDOW))[0]),
         provenance=Provenance(request.tokens, prepared.index),
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
@@ -122,6 +137,7 @@ def _claim(prepared: Prepared, stack: ExitStack) -> str | None:
         stack.enter_context(exclusive(request.run, "run"))
     except UserError as error:
         return str(error)
+    clear_heartbeats(request.run)
     resolved = {"identity": prepared.identity, "total_steps": prepared.config.total_steps, "versions": versions()}
     write_sealed(request.run / RUN_NAME, resolved)
     write_file(request.run / TOKENIZER_NAME, [read_bytes(request.tokens / TOKENIZER_NAME)])
@@ -139,4 +155,4 @@ def _resume(
         checkpoints.load(path, strategy.model, optimizer) if path else Progress(0, prepared.order.cursor(0), 0, "")
     )
     log.rewind(progress.step)
-    return skip_again(log.directory, progress)
+    return skip_again(log.directory, progress, prepared.config.data.sequence_length)

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from train.data import Batch, chain_digest
 from train.gradient import Gradient, why_not_finite
 from train.optim import set_learning_rates
 from train.parts import Parts
+from train.patience import AGREE, COMPUTE, FETCH, OPTIMIZE
 from train.schedule import learning_rates
 
 
@@ -26,7 +28,8 @@ def take_step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any
     """
     began = time.perf_counter()
     config, order = parts.config, parts.reader.order
-    position = order.position(progress.cursor)
+    position, beat = order.position(progress.cursor), partial(parts.heartbeat.beat, progress.step + 1)
+    beat(FETCH)
     batch, data_wait_s = parts.reader.fetch(position)
     rates = learning_rates(config.optimizer, config.total_steps, progress.step)
     set_learning_rates(parts.optimizer, rates)
@@ -34,9 +37,11 @@ def take_step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any
     gradient = _gradient(parts, progress, batch)
     if not gradient.is_finite:
         gradient = _once_more(parts, progress, batch, gradient)
+    beat(OPTIMIZE)
     if gradient.is_finite:
         parts.optimizer.step()
     parts.optimizer.zero_grad()
+    beat(AGREE)
 
     num_tokens = batch.num_targets if gradient.is_finite else 0
     progress = replace(
@@ -47,6 +52,7 @@ def take_step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any
         skipped=progress.skipped + (not gradient.is_finite),
         data_digest=chain_digest(progress.data_digest, gather_rows(batch.row_digests, parts.strategy.dp_group)),
     )
+    parts.heartbeat.own_work = parts.own_work.of_step(data_wait_s)
     step_s = time.perf_counter() - began
     return progress, {
         "step": progress.step,
@@ -66,9 +72,11 @@ def take_step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any
 
 def _gradient(parts: Parts, progress: Progress, batch: Batch) -> Gradient:
     """The step's gradient is in the parameters."""
+    parts.heartbeat.beat(progress.step + 1, COMPUTE)
     torch.manual_seed(step_seed(parts.config.training.seed, progress.step))
     loss = parts.strategy.forward_backward(batch)
     norm = parts.strategy.clip_grad_norm(parts.config.optimizer.max_grad_norm)
+    parts.heartbeat.beat(progress.step + 1, AGREE)
     return Gradient(*torch.stack((loss, norm)).tolist())  # the step's one wait for the device
 
 

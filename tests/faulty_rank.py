@@ -1,0 +1,90 @@
+"""One rank of a run with a fault in it: `faulty_rank PLACE FAULT RANK STEP` and the arguments of `train run`.
+
+The fault is put in from outside: from that step on, that rank meets it at each call of a function. A rank that was
+started again is well.
+"""
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import train.loop
+import train.run
+from train.checkpoint import Checkpoints
+from train.data import ChunkReader
+from train.model import Block
+from train.single import SingleStrategy
+
+LONG_S = 10_000
+SLOW_S = 0.05
+"""What a slow rank adds to a call: a multiple of what it takes otherwise."""
+steps = 0
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+def receive() -> None:
+    """A message that nobody sends."""
+    dist.recv(torch.zeros(1), tag=77)
+
+
+PLACES: dict[str, tuple[Any, str]] = {
+    "setup": (train.run, "build_optimizer"),
+    "fetch": (ChunkReader, "fetch"),
+    "reader": (ChunkReader, "_read"),  # its thread
+    "forward": (Block, "forward"),
+    "optimizer": (torch.optim.AdamW, "step"),
+    "validate": (SingleStrategy, "evaluate"),
+    "save": (Checkpoints, "save"),
+}
+FAULTS: dict[str, Callable[[], object]] = {
+    "loop": loop,
+    "sleep": lambda: time.sleep(LONG_S),
+    "lock": lambda: ctypes.PyDLL(None).sleep(LONG_S),  # with Python's lock
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "receive": receive,
+    "exit": lambda: os._exit(3),
+    "slow": lambda: time.sleep(SLOW_S),
+    "none": lambda: None,
+}
+
+
+def before(owner: Any, name: str, fault: Callable[[], object], step: int) -> None:
+    """Call `fault` in every call of a function from that step on."""
+    function = getattr(owner, name)
+
+    def changed(*arguments: Any, **named: Any) -> Any:
+        if steps >= step:
+            fault()
+        return function(*arguments, **named)
+
+    setattr(owner, name, changed)
+
+
+def count_step() -> None:
+    global steps  # noqa: PLW0603
+    steps += 1
+
+
+def main(place: str, fault: str, rank: str, step: str, *arguments: str) -> None:
+    torch.set_num_threads(1)
+    if rank == os.environ["RANK"] and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        before(*PLACES[place], FAULTS[fault], int(step))
+    before(ChunkReader, "fetch", count_step, 0)
+    sys.argv[1:] = ["run", *arguments]
+    runpy.run_module("train", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
