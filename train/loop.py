@@ -1,11 +1,13 @@
 """The training loop. It does not know which strategy it drives, and it holds no state but `Progress`."""
 
+import time
+
 from train.checkpoint import Progress
 from train.parts import Parts
 from train.patience import AGREE, SAVE, VALIDATE
 from train.rollback import after_spike
 from train.step import take_step
-from train.validation import validation_record
+from train.validation import is_validated, validation_record
 
 
 def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
@@ -16,13 +18,14 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
     config, saved_step = parts.config, progress.step
     while progress.step < last_step and not parts.stop.agreed():
         progress, record = take_step(parts, progress)
-        if progress.step == config.total_steps or _is_due(progress.step, config.training.validate_every):
+        parts.stop.pace.stepped(record["step_s"])
+        if is_validated(config, progress.step):
             parts.heartbeat.beat(progress.step, VALIDATE)
-            record |= validation_record(parts.strategy, parts.reader)
+            record |= validation_record(parts.strategy, parts.reader, parts.stop.agreed)
         parts.log.step(record, is_last=progress.step == last_step)
         if (scores := parts.spikes.seen(record)) and (earlier := after_spike(parts, progress, scores)):
             progress, saved_step = earlier, earlier.step
-        elif progress.step == last_step or _is_due(progress.step, config.checkpoint.every):
+        elif config.checkpoint.every is not None and progress.step % config.checkpoint.every == 0:
             saved_step = _save(parts, progress)
         parts.heartbeat.beat(progress.step, AGREE)
     if progress.step > saved_step:
@@ -30,12 +33,10 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
     return progress
 
 
-def _is_due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
-
-
 def _save(parts: Parts, progress: Progress) -> int:
     parts.heartbeat.beat(progress.step, SAVE)
+    began = time.monotonic()
     path = parts.checkpoints.save(parts.strategy.model, parts.optimizer, progress)
+    parts.stop.pace.saved(time.monotonic() - began)
     parts.log.event("save", step=progress.step, path=str(path))
     return progress.step

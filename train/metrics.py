@@ -15,7 +15,7 @@ import torch
 from shared.directories import exists
 from shared.files import read_bytes
 from shared.storage import append_line, write_file
-from train.linear import has_unused_avx512, is_plain_fp32, product
+from train.linear import is_plain_fp32, lanes, product
 
 LINE_INTERVAL_S = 5.0
 
@@ -30,6 +30,7 @@ class RunLog:
         self.is_writer, self.total_steps = is_writer, total_steps
         self.on_step: Callable[[], None] = lambda: None  # called on every rank: a profiler's
         self._last_line = 0.0
+        self._newest: dict[str, Any] = {}
         self._telling = threading.Lock()
 
     def rewind(self, step: int) -> None:
@@ -37,6 +38,18 @@ class RunLog:
         if self.is_writer and exists(self.metrics_path):
             kept = [line for line in read_bytes(self.metrics_path).splitlines(keepends=True) if _is_until(line, step)]
             write_file(self.metrics_path, kept)
+            self._newest = json.loads(kept[-1]) if kept else {}
+
+    def lacks(self, key: str, step: int) -> bool:
+        """Whether the newest record in metrics.jsonl is that of `step` and has no `key`; False where nobody writes."""
+        return self._newest.get("step") == step and key not in self._newest
+
+    def complete(self, values: dict[str, Any]) -> None:
+        """Add `values` to the newest record."""
+        if self.is_writer:
+            self._newest |= values
+            lines = read_bytes(self.metrics_path).splitlines(keepends=True)
+            write_file(self.metrics_path, [*lines[:-1], json.dumps(self._newest).encode() + b"\n"])
 
     def recent(self, count: int) -> list[dict[str, Any]]:
         """The records of the last steps, on the rank that writes them."""
@@ -48,6 +61,7 @@ class RunLog:
         if not self.is_writer:
             return
         append_line(self.metrics_path, json.dumps(record))
+        self._newest = record
         if is_last or "validation_loss" in record or time.monotonic() - self._last_line > LINE_INTERVAL_S:
             self._last_line = time.monotonic()
             print(self._line(record), flush=True)
@@ -98,7 +112,7 @@ def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     size, tries = (8192, 10) if device.type == "cuda" else (1024, 5)
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    is_onednn = has_unused_avx512() and is_plain_fp32(matrix, matrix)
+    is_onednn = lanes() > 0 and is_plain_fp32(matrix, matrix)
     multiply = product if is_onednn else torch.matmul
     seconds = []
     for _ in range(tries + 1):  # the first warms up
