@@ -14,6 +14,8 @@ NPROC     ?=
 ARGS      ?=
 PROMPT    ?= The
 DEMO      ?= ../argonne-demo
+CHAOS     ?= ..
+KILLS     ?= 50
 
 ifdef PY
 PYTHON := $(PY)
@@ -26,7 +28,7 @@ endif
 TRAIN = $(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor sample report test lint check bench clean
+.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor sample report test lint check chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -86,6 +88,9 @@ lint: $(READY) ## formatter, linter and strict type checker
 
 check: lint ## lint, and the tests that take seconds
 	$(PYTHON) -m pytest -m "not slow and not long" $(ARGS)
+
+chaos: $(READY) ## kills, torn files, flipped bits against a throw-away build and run (KILLS=50 CHAOS=dir ARGS='--only bits')
+	$(PYTHON) -m tests.chaos --data-dir "$(CHAOS)" --kills $(KILLS) $(ARGS)
 
 bench: $(READY) ## measure tokenizing, reading and training on this machine
 	$(PYTHON) -m tests.benchmarks

@@ -13,7 +13,7 @@ from pathlib import Path
 from preprocess.commit import commit
 from preprocess.config import BuildSettings, EngineSettings, Execution, TokenizerSettings
 from preprocess.discover import Inputs, discover
-from preprocess.duplicates import DigestJob, has_list, join_digests, undigested
+from preprocess.duplicates import DigestJob, has_list, join_digests, remove_digests, undigested
 from preprocess.existing import make_directory, refuse_another, refuse_others, shards_there
 from preprocess.job import Done_co, Job, Work, write_here
 from preprocess.on_ray import write_on_ray
@@ -150,6 +150,7 @@ def _ensure_duplicates(job: Job, execution: Execution) -> None:
     directory, plan = job.duplicates, job.plan
     assert directory is not None
     if has_list(directory, plan):
+        remove_digests(directory, plan)  # a kill may have left some
         return
     if execution.part is not None:
         raise ConfigError(

@@ -112,9 +112,14 @@ def join_digests(directory: Path, plan: Plan, max_bytes: int = MAX_SORTED_BYTES)
     rows = np.sort(np.concatenate([*_repeats(shards, -(-size_bytes // max_bytes)), np.zeros(0, np.uint64)]))
     sha256 = write_file(directory / LIST_NAME, npy([rows], len(rows), OFFSET_DTYPE))
     write_sealed(directory / SEAL_NAME, {**question(plan), "num_duplicates": len(rows), "sha256": sha256})
+    remove_digests(directory, plan)
+    return len(rows)
+
+
+def remove_digests(directory: Path, plan: Plan) -> None:
+    """Delete the digests, once the list is there."""
     for shard in plan.shards:
         remove_file(digests_path(directory, shard.number))
-    return len(rows)
 
 
 def _repeats(shards: Sequence[tuple[int, npt.NDArray[np.uint64]]], num_parts: int) -> Iterator[Rows]:

@@ -3,8 +3,11 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +17,12 @@ from preprocess.encode import ReferenceEngine
 from preprocess.parity import OddTexts
 from preprocess.spelling import ByteLengths, byte_lengths, spelled_bytes
 from preprocess.tokenizer import golden_vectors, load_tokenizer
-from shared.directories import exists
+from shared.directories import exists, listing
 from shared.errors import FormatError, InputError
 from shared.files import size_of
 from shared.format import (
     TOKENIZER_NAME,
+    VALIDATION_NAME,
     Index,
     documents_path,
     open_documents,
@@ -51,22 +55,34 @@ def verify(directory: Path) -> None:
     started_s = time.monotonic()
     index = read_index(directory)
     problems = []
-    for problem in _problems(directory, index):
+    for problem in chain(_problems(directory, index), _validation_problems(directory / VALIDATION_NAME)):
         print(safe_text(problem), flush=True)
         problems.append(problem)
-    shards, packings = range(len(index.shards)), [name for name in packing_names(directory) if name.is_finished]
-    files = [place(directory, shard) for shard in shards for place in (tokens_path, documents_path)]
-    files += [place(name.directory, i) for name in packings for i in shards for place in (chunks_path, pieces_path)]
-    size_bytes = sum(size_of(file) for file in files if exists(file))
-    seconds = time.monotonic() - started_s
+    files = [path for place in (directory, directory / VALIDATION_NAME) for path in _files(place)]
+    size_bytes, seconds = sum(map(size_of, files)), time.monotonic() - started_s
     name = safe_text(str(directory))
     print(
-        f"{name}: read {len(files)} files of {len(shards)} shards and {len(packings)} packings, the tokenizer and the "
-        f"index: {size_bytes / 1e9:.3f} GB in {seconds:.1f} s ({size_bytes / 1e9 / max(seconds, 1e-9):.2f} GB/s)"
+        f"{name}: read {len(files)} files: {size_bytes / 1e9:.3f} GB in {seconds:.1f} s "
+        f"({size_bytes / 1e9 / max(seconds, 1e-9):.2f} GB/s)"
     )
     if problems:
         raise FormatError(f"{name} is damaged ({len(problems)} problems, listed above): mend it before training on it")
     print(f"{name} is whole: fingerprint {index.fingerprint}")
+
+
+def _files(directory: Path) -> list[Path]:
+    """The files of a dataset and its packings."""
+    places = [directory, *(name.directory for name in packing_names(directory) if name.is_finished)]
+    return [path for place in places for path in listing(place) if path.suffix in (".npy", ".json")]
+
+
+def _validation_problems(directory: Path) -> Iterator[str]:
+    """What is wrong with the texts kept apart, if any are."""
+    if exists(directory):
+        try:
+            yield from _problems(directory, read_index(directory))
+        except FormatError as error:
+            yield str(error)
 
 
 def _problems(directory: Path, index: Index) -> Iterator[str]:
@@ -148,11 +164,16 @@ def _document_problems(directory: Path, index: Index, shard: int) -> Iterator[st
 
 
 def _receipt_problems(directory: Path, index: Index, shard: int) -> Iterator[str]:
-    path = receipt_path(directory, shard)
+    found = index.shards[shard]
+    wanted = {"tokens_sha256": found.tokens_sha256, "documents_sha256": found.documents_sha256}
+    yield from _receipt_problem(receipt_path(directory, shard), wanted, _remedy(shard))
+
+
+def _receipt_problem(path: Path, wanted: dict[str, Any], remedy: str) -> Iterator[str]:
     if not exists(path):
-        yield f"{path} is missing: {_remedy(shard)}"
-    elif read_sealed(path)["tokens_sha256"] != index.shards[shard].tokens_sha256:
-        yield f"{path} is of other tokens than the index: {_remedy(shard)}"
+        yield f"{path} is missing: {remedy}"
+    elif not wanted.items() <= read_sealed(path).items():
+        yield f"{path} is of another shard than the index: {remedy}"
 
 
 def _packing_problems(name: PackingName, index: Index) -> Iterator[str]:
@@ -180,6 +201,7 @@ def _packed_problems(name: PackingName, packing: Packing, index: Index, shard: i
     for path in damaged:
         yield f"{path} does not match its checksum: {remedy}"
     longest = packing.length if packing.method == "whole" else None
+    yield from _receipt_problem(receipt_path(name.directory, shard), asdict(found), remedy)
     offsets = open_documents(name.tokens, index, shard).astype(np.int64)
     if not damaged and not is_covered(chunks, pieces, offsets, longest):
         yield f"{pieces_path(name.directory, shard)} does not hold every target of its documents once: {remedy}"

@@ -19,6 +19,7 @@ class OpenFile(RawIOBase):
         super().__init__()
         self.name = name or path
         self._path, self._place, self._is_written = path, 0, bool(flags & os.O_RDWR)
+        self._end = 0  # of what was written
         call = partial(system.open, path, flags)
         self._descriptor: int | None = writing(self.name, call) if self._is_written else reading(self.name, call)
 
@@ -69,8 +70,8 @@ class OpenFile(RawIOBase):
         if not self._is_written:
             raise UnsupportedOperation("not writable")
         view = memoryview(data).cast("B")
-        wanted = f"; at least {self._place + len(view):,} bytes are wanted for it"
-        taken = writing(self.name, lambda: system.write(self._opened(), view, self._place), wanted)
+        self._end = max(self._end, self._place + len(view))
+        taken = writing(self.name, lambda: system.write(self._opened(), view, self._place), self._wanted())
         self._place += taken
         return taken
 
@@ -82,12 +83,15 @@ class OpenFile(RawIOBase):
 
     def sync(self) -> None:
         """Make what was written so far survive a loss of power."""
-        writing(self.name, lambda: system.fsync(self._opened()))
+        writing(self.name, lambda: system.fsync(self._opened()), self._wanted())
 
     def close(self) -> None:
         """Close the file."""
         super().close()
         self._drop()
+
+    def _wanted(self) -> str:
+        return f"; at least {self._end:,} bytes are wanted for it" if self._end else ""
 
     def _opened(self) -> int:
         if self._descriptor is None:

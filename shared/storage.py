@@ -207,7 +207,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise FormatError(
             f"{path} is not valid JSON ({error}): it is damaged or not ours; restore or rebuild it"
         ) from None
-    if not isinstance(document, dict) or not (_is_sealed_line(contents) or document.get(SEAL) == seal(document)):
+    if (
+        not isinstance(document, dict)
+        or not contents.endswith(b"}\n")
+        or not (_is_sealed_line(contents) or document.get(SEAL) == seal(document))
+    ):
         raise FormatError(f"{path} does not match its own checksum: it was damaged or edited; restore or rebuild it")
     return document
 

@@ -100,7 +100,8 @@ def reading(path: Path, call: Callable[[], T]) -> T:
     """
     error = OSError()
     for attempt in range(TRIES):
-        time.sleep(PAUSE_S * 2**attempt if attempt else 0)
+        if attempt:
+            time.sleep(PAUSE_S * 2**attempt)
         try:
             return call()
         except OSError as found:

@@ -1,8 +1,10 @@
 """Real text for the tests: the shared data where it is there, else what this Python installation carries."""
 
 import os
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -21,6 +23,17 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def memory_path(tmp_path_factory) -> Iterator[Path]:
+    """A directory in memory, where there is such a disk: what a thousand processes write and sync costs no time."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path_factory.mktemp("work")
+        return
+    with TemporaryDirectory(dir=memory) as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ from preprocess.report import read_chunk
 from preprocess.verify import verify
 from shared.arrays import write_array
 from shared.errors import ConfigError
-from shared.format import open_tokens, read_index
+from shared.format import Selection, open_tokens, read_index
 from shared.packing import PackingName, pieces_path, read_packing, write_packing
-from shared.storage import write_sealed
+from shared.storage import read_sealed, write_sealed
 from tests.helpers import REPOSITORY, dataset_rows, read_column, run_cli, write_parquet
 
 HOSTILE = (
@@ -201,7 +201,7 @@ def flip(path, place, bits=1):
         (lambda tokens: (tokens / "tokenizer.json").unlink(), "tokenizer.json is missing: run "),
         (lambda tokens: (tokens / "00001.json").unlink(), "00001.json is missing: delete 00001.*"),
         (lambda tokens: (tokens / "00001.json").write_text("{"), "00001.json is not valid JSON"),
-        (lambda tokens: write_sealed(tokens / "00001.json", {"tokens_sha256": ""}), "00001.json is of other tokens"),
+        (lambda tokens: write_sealed(tokens / "00001.json", {"tokens_sha256": ""}), "00001.json is of another shard"),
     ],
 )
 def test_every_damage_is_one_line_and_exit_code_2(damaged, capsys, damage, told):
@@ -217,11 +217,28 @@ def test_packings_are_verified_too(damaged, capsys):
     for method in ("best-fit", "whole"):
         pack(damaged, PackSettings(64, method))
     (damaged / "packings/best-fit-7").mkdir()  # not finished, so none
-    num_files = len(list(damaged.rglob("*.npy")))
+    num_files = len([path for path in damaged.rglob("*") if path.suffix in (".npy", ".json")])
     capsys.readouterr()
     verify(damaged)
     out = capsys.readouterr().out
-    assert f"read {num_files} files of {len(read_index(damaged).shards)} shards and 2 packings, the tokenizer" in out
+    assert f"{damaged}: read {num_files} files: 0." in out
+
+
+def test_the_texts_kept_apart_are_verified_too(small_input, tokenizer_path, tmp_path, capsys):
+    selection = Selection(validation_share=0.2)
+    settings = BuildSettings(64, "text", 100_000, selection=selection)
+    build(str(small_input), tmp_path / "out", settings, TokenizerSettings(str(tokenizer_path)))
+    verify(tmp_path / "out")
+    flip(tmp_path / "out/validation/00001.npy", -200)
+    (tmp_path / "out/validation/00000.json").unlink()
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert "validation/00001.npy does not match its checksum: delete 00001.* there and run `make tok" in captured.out
+    assert "validation/00000.json is missing: delete" in captured.out
+    (tmp_path / "out/validation/index.json").unlink()
+    assert main(["verify", str(tmp_path / "out")]) == 2
+    assert "validation is still being built (no index.json)" in capsys.readouterr().out
 
 
 def lose_a_piece(directory):
@@ -233,6 +250,8 @@ def lose_a_piece(directory):
     shards = packing.shards
     shards[1] = dataclasses.replace(shards[1], pieces_sha256=write_array(pieces_path(name.directory, 1), pieces))
     write_packing(name, packing)
+    receipt = read_sealed(name.directory / "00001.json")
+    write_sealed(name.directory / "00001.json", {**receipt, "pieces_sha256": shards[1].pieces_sha256})
 
 
 @pytest.mark.parametrize(
@@ -249,6 +268,12 @@ def lose_a_piece(directory):
         (lambda packing: os.truncate(packing / "00001.chunks.npy", 200), "00001.chunks.npy is 200 bytes; "),
         (lambda packing: (packing / "00002.pieces.npy").unlink(), "00002.pieces.npy is missing: delete 00002.*"),
         (lambda packing: (packing / "index.json").write_text("{"), "index.json is not valid JSON"),
+        (lambda packing: flip(packing / "00002.json", 40), "00002.json does not match its own checksum"),
+        (lambda packing: (packing / "00002.json").unlink(), "00002.json is missing: delete 00002.*"),
+        (
+            lambda packing: shutil.copy(packing / "00001.json", packing / "00002.json"),
+            "00002.json is of another shard than the index: delete 00002.*",
+        ),
         (
             lambda packing: lose_a_piece(packing.parent.parent),
             "00001.pieces.npy does not hold every target of its documents once: delete 00001.* there and run ",

@@ -108,6 +108,9 @@ def test_of_equal_texts_the_first_that_is_wanted_is_kept(data, texts, tokenizer_
     assert documents(tmp_path / "out") == expected(texts, lambda number: number not in repeats)
     assert sum(shard.num_duplicate for shard in index.shards) == len(repeats)
     assert not list((tmp_path / "out").glob("*.digests.npy"))
+    (tmp_path / "out/00001.digests.npy").write_bytes(b"")  # as a kill leaves it that came between the list and the rest
+    built(data, tmp_path / "out", tokenizer_path, drop_duplicates=True)
+    assert not list((tmp_path / "out").glob("*.digests.npy"))
     built(data, tmp_path / "filtered", tokenizer_path, where="language.is_null()", drop_duplicates=True)
     wanted = expected(texts, lambda n: language(n) is None and n not in {119})  # 2 and 119 of the four are asked for
     assert documents(tmp_path / "filtered") == wanted
