@@ -26,21 +26,16 @@ def tokens(tmp_path_factory):
 
 
 def test_ranks_are_started_again_after_a_kill_as_long_as_each_start_gets_further(tokens, tmp_path):
-    changes = {"training__total_steps": 8, "checkpoint__every": 2}
+    changes = {"training__total_steps": 6, "checkpoint__every": 2}
     code, out, err = run_faulty("forward kill! 1 4", tokens, tmp_path, "--max-restarts", 1, **changes)
     assert code == 0, err
     run = tmp_path / "run"
     restarts = events(run, "restart")
-    assert [(event["rank"], event["reason"], event["attempt"]) for event in restarts] == [
-        (1, "rank 1 was ended by SIGKILL", 1)
-    ] * len(restarts)
-    assert [event["step"] for event in restarts] == [2, 4, 6]
-    assert [(event["step"], event.get("restarts")) for event in events(run, "start")] == [
-        *((0, None), (2, 1), (4, 2), (6, 3))
-    ]
+    assert [(event["step"], event["rank"], event["attempt"]) for event in restarts] == [(2, 1, 1), (4, 1, 1)]
+    assert [(event["step"], event.get("restarts")) for event in events(run, "start")] == [(0, None), (2, 1), (4, 2)]
     assert out.count("restart: rank 1, reason rank 1 was ended by SIGKILL, step 2, attempt 1\n") == 1
-    assert [record["step"] for record in read_metrics(run)] == [*range(1, 9)]
-    assert read_state(run) == ("finished", 8, "all steps are done")
+    assert [record["step"] for record in read_metrics(run)] == [*range(1, 7)]
+    assert read_state(run) == ("finished", 6, "all steps are done")
 
 
 def test_a_run_that_gets_nowhere_is_given_up(tokens, tmp_path):
@@ -118,9 +113,6 @@ def test_who_was_robbed_of_a_run_ends_and_leaves_the_thiefs_files_alone(tokens, 
         os.kill(pid, signal.SIGSTOP)
     try:
         (run / "state.json.0a1b2c3d.tmp").write_text("of the robbed")
-        refused = run_cli("train", "run", *words, OMP_NUM_THREADS="1")
-        assert refused.returncode == 2
-        assert f"{run} is in use by another run (process " in refused.stderr
         thief = run_cli("train", "run", *words, "--steal", "--stop-step", 3, OMP_NUM_THREADS="1")
         assert (thief.returncode, thief.stderr) == (0, "")
         assert not (run / "state.json.0a1b2c3d.tmp").exists()

@@ -75,15 +75,14 @@ def test_a_signal_to_any_rank_at_any_place_ends_all_ranks_saved_and_loses_nothin
         assert records(run) == undisturbed
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_launcher_passes_a_signal_on_from_the_first_moment_of_its_ranks(tokens, tmp_path, number):
+def test_a_launcher_passes_a_signal_on_from_the_first_moment_of_its_ranks(tokens, tmp_path):
     process = start_cli("train", "run", *arguments(tokens, tmp_path), OMP_NUM_THREADS="1")
     await_that(lambda: len(family(process.pid)) == 3, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGUSR1)
     _, err = process.communicate(timeout=100)
     assert process.returncode == REQUEUE, err
-    assert err == f"stopped at step 0, saved ({number.name}): run the same command again to continue\n"
-    assert read_state(tmp_path / "run") == ("requeue", 0, number.name)
+    assert err == "stopped at step 0, saved (SIGUSR1): run the same command again to continue\n"
+    assert read_state(tmp_path / "run") == ("requeue", 0, "SIGUSR1")
 
 
 def test_ranks_whose_launcher_is_killed_save_and_end(tokens, tmp_path):
