@@ -89,7 +89,13 @@ def _train(
             part.compilation.report = lambda reason: log.event("eager", reason=reason)
     layout, trials = choose_microbatch(strategy, config, prepared.layout, device, request.run / MICROBATCH_NAME)
     optimizer = build_optimizer(config.optimizer, strategy.model)
-    checkpoints = Checkpoints(request.run / CHECKPOINTS_NAME, config.checkpoint.keep, prepared.identity)
+    checkpoints = Checkpoints(
+        request.run / CHECKPOINTS_NAME,
+        config.checkpoint.keep,
+        prepared.identity,
+        asynchronous=config.checkpoint.asynchronous,
+        report=log.event,
+    )
     progress = _resume(prepared, checkpoints, strategy, optimizer, log)
     ranks = strategy.dp_rank, prepared.layout.dp_size
     reader = ChunkReader(prepared.view, config, *ranks, device, prepared.validation)
@@ -122,8 +128,10 @@ def _train(
             progress = train(parts, progress, prepared.last_step)
     finally:
         reader.close()
+        checkpoints.close()
     ended = "finished" if progress.step == config.total_steps else "stopped"
     log.event(ended, step=progress.step, tokens=progress.tokens, data_digest=progress.data_digest)
+    log.flush()
     if rank() == 0 and progress.step > 0:
         plot_losses(request.run)
     return progress
@@ -147,10 +155,11 @@ def _claim(prepared: Prepared, stack: ExitStack) -> str | None:
 def _resume(
     prepared: Prepared, checkpoints: Checkpoints, strategy: Strategy, optimizer: Optimizer, log: RunLog
 ) -> Progress:
-    """Load the newest valid checkpoint, if there is one; forget the steps after it."""
-    path, problems = checkpoints.newest()
-    for problem in problems:
-        log.event("damaged", problem=problem)
+    """Load the newest valid checkpoint, if there is one; forget the steps after it.
+
+    Raises: FormatError if there are checkpoints, but none is valid or it is of something else.
+    """
+    path = checkpoints.recover()
     progress = (
         checkpoints.load(path, strategy.model, optimizer) if path else Progress(0, prepared.order.cursor(0), 0, "")
     )
