@@ -26,7 +26,7 @@ endif
 TRAIN = $(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp sample report test lint check bench clean
+.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor sample report test lint check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -65,6 +65,10 @@ train-pipeline: $(READY) ## train or continue a run as a pipeline (TOKENS=dir RE
 
 train-fsdp: $(READY) ## train or continue a run fully sharded (TOKENS=dir RECIPE=name RUN=dir NPROC=n ARGS='--a.b value')
 	$(TRAIN) --strategy fsdp $(ARGS)
+
+doctor: $(READY) ## is all here that a run needs? ten seconds (TOKENS=dir RECIPE=name RUN=dir NPROC=n ARGS=--json)
+	@$(PYTHON) -m train doctor $(if $(filter-out file,$(origin TOKENS) )$(wildcard $(TOKENS)),--tokens "$(TOKENS)") \
+		--run "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC)) $(ARGS)
 
 sample: $(READY) ## continue a text with a run's newest checkpoint (RUN=dir PROMPT=text ARGS=...)
 	$(PYTHON) -m train sample "$(RUN)" --prompt "$(PROMPT)" $(ARGS)

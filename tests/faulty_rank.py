@@ -1,7 +1,7 @@
 """One rank of a run with a fault in it: `faulty_rank PLACE FAULT RANK STEP` and the arguments of `train run`.
 
 The fault is put in from outside: from that step on, that rank meets it at each call of a function. A rank that was
-started again is well.
+started again is well, unless the fault ends with "!".
 """
 
 import ctypes
@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ import torch.distributed as dist
 
 import train.loop
 import train.run
+import train.step
 from train.checkpoint import Checkpoints
 from train.data import ChunkReader
 from train.model import Block
+from train.outcome import OUT_OF_MEMORY
+from train.signals import SIGNALS
 from train.single import SingleStrategy
 
 LONG_S = 10_000
@@ -41,10 +45,12 @@ def receive() -> None:
 
 PLACES: dict[str, tuple[Any, str]] = {
     "setup": (train.run, "build_optimizer"),
+    "resume": (Checkpoints, "newest"),
     "fetch": (ChunkReader, "fetch"),
     "reader": (ChunkReader, "_read"),  # its thread
     "forward": (Block, "forward"),
     "optimizer": (torch.optim.AdamW, "step"),
+    "agree": (train.step, "gather_rows"),
     "validate": (SingleStrategy, "evaluate"),
     "save": (Checkpoints, "save"),
 }
@@ -55,6 +61,9 @@ FAULTS: dict[str, Callable[[], object]] = {
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "receive": receive,
     "exit": lambda: os._exit(3),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "memory": lambda: os._exit(OUT_OF_MEMORY),
+    **{number.name: partial(signal.raise_signal, number) for number in SIGNALS},
     "slow": lambda: time.sleep(SLOW_S),
     "none": lambda: None,
 }
@@ -79,8 +88,9 @@ def count_step() -> None:
 
 def main(place: str, fault: str, rank: str, step: str, *arguments: str) -> None:
     torch.set_num_threads(1)
-    if rank == os.environ["RANK"] and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-        before(*PLACES[place], FAULTS[fault], int(step))
+    is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if rank == os.environ["RANK"] and (is_first or fault.endswith("!")):
+        before(*PLACES[place], FAULTS[fault.removesuffix("!")], int(step))
     before(ChunkReader, "fetch", count_step, 0)
     sys.argv[1:] = ["run", *arguments]
     runpy.run_module("train", run_name="__main__", alter_sys=True)

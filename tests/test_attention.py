@@ -69,7 +69,7 @@ def test_pieces_give_the_values_and_gradients_of_a_masked_softmax(rows, window, 
         torch.testing.assert_close(one, two, atol=1e-5 * max(1.0, two.abs().max().item()), rtol=1e-5)
 
 
-needs_kernel = pytest.mark.skipif(not flash.is_available(16), reason="needs AVX-512 on a CPU that is not Intel's")
+needs_kernel = pytest.mark.skipif(not flash.is_available(16), reason="needs AVX2 on a CPU that is not Intel's")
 
 
 @needs_kernel

@@ -33,4 +33,4 @@ def test_a_package_never_loads_what_is_not_its_business(package, strangers):
 
 def test_a_command_line_loads_no_more_than_its_package():
     assert not loaded_by("preprocess.__main__") & {"torch", "train", "pyarrow", "polars", "tokenizers"}  # help is quick
-    assert not loaded_by("train.__main__") & {"pyarrow", "polars", "tokenizers", "preprocess"}
+    assert not loaded_by("train.commands") & {"pyarrow", "polars", "tokenizers", "preprocess"}

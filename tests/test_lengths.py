@@ -1,20 +1,17 @@
 """A run that goes on at another sequence length, with the tokens that it would have read there anyway."""
 
-import signal
-
 import numpy as np
 import pytest
 import torch
 
 from shared.errors import ConfigError, FormatError
 from shared.format import read_index
-from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
+from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
 from train.checkpoint_directory import read_manifests
 from train.config import DataConfig
 from train.data import ChunkReader, chain_digest
 from train.lengths import why_other_tokens
 from train.preflight import RunRequest, prepare
-from train.recovery import SIGNALS, StopRequest
 from train.run import execute
 from train.views import open_view
 
@@ -33,12 +30,9 @@ def tokens(tmp_path_factory):
 
 @pytest.fixture
 def stop():
-    """Signals are remembered during the test."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    """Nobody asks to stop."""
     with group_of_one():
-        yield StopRequest()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+        yield unasked()
 
 
 def prepared(tokens, run, stop_step=None, **changes):

@@ -51,6 +51,14 @@ def test_value_and_gradients_are_those_of_the_plain_cross_entropy(rows, terms, s
         torch.testing.assert_close(one, two, atol=1e-5 * max(two.abs().max().item(), 1e-3), rtol=1e-5)
 
 
+@pytest.mark.parametrize("has_avx512", [True, False])
+def test_chunks_add_up_on_either_kind_of_cpu(has_avx512, monkeypatch):
+    monkeypatch.setattr(train.loss, "has_unused_avx512", lambda: has_avx512)
+    ours, theirs = (gradients(side, *operands((1, 900)), LossTerms()) for side in (fused, plain))
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5 * two.abs().max().item(), rtol=1e-5)
+
+
 def test_the_z_loss_is_learned_and_not_reported():
     (loss, *learned), (same, *without) = (
         gradients(fused, *operands((2, 9)), LossTerms(z_loss=weight)) for weight in (0.5, 0.0)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -19,9 +20,9 @@ from shared.format import INDEX_NAME, TOKENIZER_NAME, read_index
 from shared.locks import exclusive
 from shared.packing import PackingName, read_packing, write_packing
 from shared.storage import read_sealed
-from tests.helpers import run_cli
-from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
-from train.__main__ import report, run, sample
+from tests.helpers import REPOSITORY, run_cli
+from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
+from train.commands import report, run, sample
 from train.config import (
     CheckpointConfig,
     DataConfig,
@@ -34,13 +35,15 @@ from train.config import (
 )
 from train.data import ChunkReader, chain_digest
 from train.heartbeat import HEARTBEATS_NAME, read_heartbeat
-from train.launch import ERROR_FILE, default_processes, leave_message
+from train.launch import default_processes, leave_message
 from train.loss import IGNORED
 from train.metrics import read_metrics
 from train.preflight import RUN_NAME, RunRequest, prepare
-from train.recovery import SIGNALS, StopRequest
+from train.ranks import ERROR_FILE
+from train.recovery import StopRequest
 from train.run import execute
 from train.sample import Sampling, load_model
+from train.signals import SIGNALS
 from train.views import open_view
 
 CPU = torch.device("cpu")
@@ -203,13 +206,21 @@ TESTED_ELSEWHERE = {
     *("training__activation_checkpointing", "training__checkpoint_stride"),  # tests/test_recompute.py
     "training__compile",  # tests/test_compilation.py
     *("recovery__max_skipped_steps", "recovery__spike_score", "recovery__rollback_steps"),  # tests/test_step.py
+    "recovery__deadline_margin_s",  # tests/test_deadline.py
+}
+REQUEST = {  # what a user asks for beside the recipe, and where that is shown to change something
+    "stop_step": "tests/test_run.py",
+    "profile": "tests/test_profiling.py",
+    "memory_snapshot": "tests/test_profiling.py",
+    "deadline": "tests/test_deadline.py",
+    "steal": "tests/test_launch.py",
 }
 
 
 @pytest.fixture(scope="module")
 def default(tokens, tmp_path_factory, _group):
     """The run that the others differ from."""
-    return executed(tokens, tmp_path_factory.mktemp("default") / "run", StopRequest(), checkpoint__every=2)
+    return executed(tokens, tmp_path_factory.mktemp("default") / "run", unasked(), checkpoint__every=2)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +256,9 @@ def test_the_table_of_options_is_complete():
     tested = {name for name, _, _ in OPTIONS} | {name for _, name, _, _ in DEPENDENT_OPTIONS}
     assert tested | ON_SEVERAL_RANKS | TESTED_ELSEWHERE == options | {"strategy"}
     assert {field.name for field in dataclasses.fields(RunConfig)} == {*sections, "model", "strategy"}
+    assert {field.name for field in dataclasses.fields(RunRequest)} == {"tokens", "run", "config", *REQUEST}
+    for option, path in REQUEST.items():
+        assert re.search(rf"\b{option}\b|--{option.replace('_', '-')}\b", (REPOSITORY / path).read_text()), option
 
 
 def test_the_same_request_gives_the_same_run(tokens, tmp_path, stop, default):
@@ -408,7 +422,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_its_steps_run_again(tokens, tmp
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_a_run_before_its_next_step(tokens, tmp_path, stop, number):
     signal.raise_signal(number)
-    assert stop.received == number.name
+    assert stop.signals.received == [number]
     progress = execute(prepare(RunRequest(tokens, tmp_path / "run", recipe()), 1), CPU, stop)
     assert progress.step == 0
     assert not (tmp_path / "run" / "loss.png").exists()
@@ -663,10 +677,19 @@ def test_a_run_of_something_else_is_one_line_and_nothing_is_lost(request, user_r
     assert contents(user_run[0]) == before
 
 
-def test_what_all_ranks_find_wrong_is_one_line(small_tokens, user_run):
-    before = contents(user_run[0])
-    with exclusive(user_run[0], "run"):
-        ended = run_cli("train", "run", small_tokens, user_run[0], *SMALL)
+def test_what_all_ranks_find_wrong_is_one_line(small_tokens, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with exclusive(directory, "run"):
+        ended = run_cli("train", "run", small_tokens, directory, *SMALL)
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
-    assert ended.stderr.startswith(f"error: {user_run[0]} is in use by another run (process {os.getpid()} on ")
+    assert ended.stderr.startswith(f"error: {directory} is in use by another run (process {os.getpid()} on ")
+    assert contents(directory) == {}
+
+
+def test_a_finished_run_says_so_and_does_nothing(small_tokens, user_run):
+    before = contents(user_run[0])
+    ended = run_cli("train", "run", small_tokens, user_run[0], *SMALL)
+    message = "finished at step 4 (all steps are done): nothing to do; give a later training.total_steps to go on"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{user_run[0]} {message}\n", "")
     assert contents(user_run[0]) == before

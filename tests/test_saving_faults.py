@@ -15,12 +15,11 @@ import torch
 from shared.storage import read_sealed
 from tests.helpers import REPOSITORY
 from tests.test_checkpoint import saved
-from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
+from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
 from train.checkpoint_directory import MANIFEST_NAME, damage, newest
 from train.checkpoint_save import SaveError
 from train.metrics import read_metrics
 from train.preflight import RunRequest, prepare
-from train.recovery import StopRequest
 from train.run import execute
 from train.single import SingleStrategy
 
@@ -142,7 +141,7 @@ def run(tokens, directory, asynchronous, full=()):
     try:
         with group_of_one(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(SingleStrategy, "forward_backward", on_a_small_disk)
-            execute(prepare(RunRequest(tokens, directory, config), 1), torch.device("cpu"), StopRequest())
+            execute(prepare(RunRequest(tokens, directory, config), 1), torch.device("cpu"), unasked())
     finally:
         limit_files()
     return told(directory)

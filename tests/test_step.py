@@ -10,12 +10,11 @@ import torch
 from shared.cursor import Cursor
 from shared.errors import ConfigError, UserError
 from shared.storage import write_sealed
-from tests.train_helpers import group_of_one, random_tokens, recipe, write_tokens
+from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
 from train.checkpoint import Progress
 from train.gradient import Gradient, why_not_finite
 from train.metrics import read_metrics
 from train.preflight import RunRequest, prepare
-from train.recovery import StopRequest
 from train.rollback import ROLLBACKS_NAME, skip_again
 from train.run import execute
 from train.single import SingleStrategy
@@ -71,7 +70,7 @@ def run(tokens, directory, lose=None, stop_step=None, **changes):
     with pytest.MonkeyPatch.context() as patch:
         if lose is not None:
             patch.setattr(SingleStrategy, "_loss", lambda self, batch: lose(plain(self, batch), batch))
-        execute(prepare(RunRequest(tokens, directory, recipe(**OPTIONS | changes), stop_step), 1), CPU, StopRequest())
+        execute(prepare(RunRequest(tokens, directory, recipe(**OPTIONS | changes), stop_step), 1), CPU, unasked())
     return read_metrics(directory), events(directory)
 
 

@@ -1,6 +1,7 @@
 """What the tests of the trainer share: a dataset written by hand, a recipe and a model of a few thousand weights."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ from shared.format import (
 from train.architecture import ArgonneConfig
 from train.config import RunConfig
 from train.model import ArgonneModel
+from train.recovery import StopRequest
+from train.signals import Signals
 
 torch.set_num_threads(1)  # the tests share two cores, and their matrices are small
 
@@ -170,6 +173,13 @@ def random_tokens(num_tokens: int, vocab_size: int = 64, seed: int = 0) -> list[
     """Ids of one shard, uneven enough that a model can learn something."""
     drawn = np.random.default_rng(seed).geometric(0.15, num_tokens)
     return np.minimum(drawn, vocab_size - 1).tolist()
+
+
+def unasked() -> StopRequest:
+    """Of a run that nobody asks to stop: signals stay this process's own."""
+    signals = Signals.__new__(Signals)
+    signals.received, signals.parent = [], os.getppid()
+    return StopRequest(signals)
 
 
 @contextmanager

@@ -1,162 +1,17 @@
-"""The command line of stage two: `python -m train COMMAND`."""
+"""The command line of stage two: `python -m train COMMAND`. What asks a run to stop is heard from here on."""
 
-import argparse
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from shared.command import run_command
-from shared.errors import UserError
-from shared.terminal import safe_text
-from train.collective import leave
-from train.config import RunConfig, load_recipe
-from train.sample import Sampling
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Train a model on a token dataset, or continue a run that is there."""
-
-    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
-    """The dataset, made by `make tokenize`."""
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Directory of the run."""
-    config: Annotated[RunConfig, tyro.conf.arg(name="")]
-    recipe: str = "tiny"
-    """Name of a shipped recipe, or path of a .toml file; the options below change it."""
-    nproc: int | None = None
-    """Processes. None: as many as there are GPUs, or 2."""
-    stop_step: int | None = None
-    """End after this step, saved; the schedule stays that of training.total-steps."""
-    profile: int | None = None
-    """Write a trace of so many steps to RUN/profile-rank0.json, for chrome://tracing or ui.perfetto.dev."""
-    memory_snapshot: bool = False
-    """Write every allocation of a GPU to RUN/memory-rank0.pickle, for pytorch.org/memory_viz."""
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """Continue a text with the model of a run's newest checkpoint."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Directory of the run."""
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")]
-    prompt: str = ""
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """Tell what a run has done and draw its losses."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Directory of the run."""
-
-
-@dataclass(frozen=True)
-class StatusOptions:
-    """Tell where the ranks of a run are, alive, hung or dead."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Directory of the run."""
-
-
-@dataclass(frozen=True)
-class LayoutsOptions:
-    """Drive one step of a recipe on ranks that do not exist, and tell what each would send and hold."""
-
-    config: Annotated[RunConfig, tyro.conf.arg(name="")]
-    recipe: str = "argonne-2.0"
-    """Name of a shipped recipe, or path of a .toml file; the options below change it."""
-    ranks: tuple[int, ...] = (8, 64, 512)
-    stages: int = 4
-    """Of the pipelines."""
-    shard_size: int = 8
-    """Ranks that share a copy of the weights under hybrid sharding."""
-    microbatches: int = 4
-    """That are driven; what a step of more would send follows by formula."""
-    vocabulary: int = 151665
-    """Ids of a tokenizer, if the recipe does not say model.vocab_size."""
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Train a model on a token dataset, or continue a run that is there."""
-    from train.launch import default_processes, launch, leave_message
-    from train.preflight import RunRequest, prepare
-
-    default = RunOptions(tyro.MISSING, tyro.MISSING, _recipe(arguments, RunOptions.recipe))
-    options = tyro.cli(RunOptions, args=arguments, default=default, prog="python -m train run")
-    request = RunRequest(
-        options.tokens, options.run, options.config, options.stop_step, options.profile, options.memory_snapshot
-    )
-    if "RANK" in os.environ:
-        from train.run import run as run_rank
-
-        try:
-            run_rank(request)
-        except UserError as error:
-            leave_message(error)
-            return 2
-        return 0
-    num_processes = default_processes() if options.nproc is None else options.nproc
-    prepare(request, num_processes)
-    return launch(num_processes, arguments)
-
-
-def _recipe(arguments: Sequence[str], default: str) -> RunConfig:
-    """The recipe that `arguments` name."""
-    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    named.add_argument("--recipe", default=default)
-    return load_recipe(named.parse_known_args(arguments)[0].recipe)
-
-
-def layouts(arguments: Sequence[str]) -> None:
-    """Drive one step of a recipe on ranks that do not exist, and tell what each would send and hold."""
-    from train.layouts import HEADER, check_layouts
-
-    default = LayoutsOptions(_recipe(arguments, LayoutsOptions.recipe))
-    options = tyro.cli(LayoutsOptions, args=arguments, default=default, prog="python -m train layouts")
-    config = replace(options.config, model=options.config.model.resolved(options.vocabulary, 0))
-    print(HEADER)
-    for checked in check_layouts(config, options.ranks, options.stages, options.shard_size, options.microbatches):
-        print(checked, flush=True)
-
-
-def sample(arguments: Sequence[str]) -> None:
-    """Continue a text with the model of a run's newest checkpoint."""
-    from train.sample import sample as sample_text
-
-    default = SampleOptions(tyro.MISSING, Sampling())
-    options = tyro.cli(SampleOptions, args=arguments, default=default, prog="python -m train sample")
-    text, step = sample_text(options.run, options.prompt, options.sampling)
-    print(f"--- step {step} of {options.run}")
-    print(safe_text(text, keep_newlines=True))
-
-
-def report(arguments: Sequence[str]) -> None:
-    """Tell what a run has done and draw its losses to loss.png in its directory."""
-    from train.report import report as report_run
-
-    options = tyro.cli(ReportOptions, args=arguments, prog="python -m train report")
-    print(report_run(options.run))
-
-
-def status(arguments: Sequence[str]) -> None:
-    """Tell where the ranks of a run are, alive, hung or dead."""
-    from train.status import status as status_of_run
-
-    options = tyro.cli(StatusOptions, args=arguments, prog="python -m train status")
-    print(status_of_run(options.run))
-
-
-COMMANDS = {"run": run, "sample": sample, "report": report, "status": status, "layouts": layouts}
+from train.signals import Signals
 
 if __name__ == "__main__":
-    exit_code = run_command("train", COMMANDS, sys.argv[1:])
+    signals = Signals() if sys.argv[1:2] == ["run"] else None  # before torch, which takes seconds, is imported
+    from train.commands import main
+
+    exit_code = main(sys.argv[1:], signals)
     if "RANK" in os.environ:
+        from train.collective import leave
+
         leave(exit_code)
     sys.exit(exit_code)

@@ -163,7 +163,6 @@ class RecoveryConfig:
 
     max_skipped_steps: int = 10
     """Steps that may be left out over the whole run before it ends: their loss or gradient was not finite."""
-
     spike_score: float | None = 10.0
     """Standard deviations above the median of the last steps from which a loss or gradient norm is an event. None:
     never."""
@@ -173,8 +172,11 @@ class RecoveryConfig:
     hang_timeout_s: float | None = 60.0
     """A rank that has not moved for so long, or for 5 times what nearly all its steps take, is hung, and all ranks
     start again; 30 times as long at the start, 10 in validation and saving. None: nobody watches."""
+    deadline_margin_s: float = 30.0
+    """Seconds to spare before the job ends, beside those of a step and two saves: for what takes longer than before."""
 
     def __post_init__(self) -> None:
+        at_least("recovery.deadline_margin_s", self.deadline_margin_s, 0)
         at_least("recovery.max_skipped_steps", self.max_skipped_steps, 0)
         if self.spike_score is not None:
             at_least("recovery.spike_score", self.spike_score, 0)

@@ -1,16 +1,13 @@
-// Causal attention of fp32 heads with AVX-512, forward and backward, within lower bounds; see flash.py.
+// Causal attention of fp32 heads, forward and backward, within lower bounds; see flash.py. vectors.h stands before it.
 //
 // Scores are made for BLOCK queries x BLOCK keys at a time, keys in rows: then the largest score, the sum and the
-// bounds of a query are a column's, sixteen queries a register, and no row is ever summed up within a register.
+// bounds of a query are a column's, LANES queries a register, and no row is ever summed up within a register.
 
-#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define BLOCK 64
-#define LANES 16
 #define VECTORS (BLOCK / LANES)
 
 typedef int64_t i64;
@@ -20,47 +17,42 @@ typedef struct { float *start; i64 b, h, t; } Heads;
 
 static inline float *at(const Heads *x, i64 b, i64 h, i64 t) { return x->start + b * x->b + h * x->h + t * x->t; }
 
-static inline __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // in this order a NaN stays one
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 y = _mm512_set1_ps(1.0f / 5040);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 720));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 120));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 24));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 6));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.5f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, n);
+static inline Vector exponential(Vector x) {
+    x = larger(all(-87.0f), x);  // in this order a NaN stays one
+    Vector n = rounded(times(x, all(1.44269504f)));
+    Vector r = minus_times(minus_times(x, n, all(0.693359375f)), n, all(-2.12194440e-4f));
+    Vector y = all(1.0f / 5040);
+    const float terms[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+#pragma GCC unroll 7
+    for (int i = 0; i < 7; i++) y = times_plus(y, r, all(terms[i]));
+    return times_power_of_two(y, n);
 }
 
-// c[rows x 16 columns] (+)= a[rows x depth] * b[depth x 16 columns]; `rows` and `columns` are constants.
+// c[rows x LANES columns] (+)= a[rows x depth] * b[depth x LANES columns]; `rows` and `columns` are constants.
 static inline __attribute__((always_inline)) void tile(
     const int rows, const int columns, i64 depth, const float *a, i64 a_row, i64 a_deep, const float *b, i64 b_deep,
     float *c, i64 c_row, int adds) {
-    __m512 sums[8][4];
+    Vector sums[8][COLUMNS];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < columns; j++)
-            sums[i][j] = adds ? _mm512_loadu_ps(c + i * c_row + j * LANES) : _mm512_setzero_ps();
+            sums[i][j] = adds ? load(c + i * c_row + j * LANES) : all(0.0f);
     for (i64 k = 0; k < depth; k++) {
-        __m512 row[4];
+        Vector row[COLUMNS];
 #pragma GCC unroll 4
-        for (int j = 0; j < columns; j++) row[j] = _mm512_loadu_ps(b + k * b_deep + j * LANES);
+        for (int j = 0; j < columns; j++) row[j] = load(b + k * b_deep + j * LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
-            __m512 one = _mm512_set1_ps(a[i * a_row + k * a_deep]);
+            Vector one = all(a[i * a_row + k * a_deep]);
 #pragma GCC unroll 4
-            for (int j = 0; j < columns; j++) sums[i][j] = _mm512_fmadd_ps(one, row[j], sums[i][j]);
+            for (int j = 0; j < columns; j++) sums[i][j] = times_plus(one, row[j], sums[i][j]);
         }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < columns; j++) _mm512_storeu_ps(c + i * c_row + j * LANES, sums[i][j]);
+        for (int j = 0; j < columns; j++) store(c + i * c_row + j * LANES, sums[i][j]);
 }
 
 static inline __attribute__((always_inline)) void strip(
@@ -75,20 +67,21 @@ static inline __attribute__((always_inline)) void strip(
         tile(1, columns, depth, a + i * a_row, a_row, a_deep, b, b_deep, c + i * c_row, c_row, adds);
 }
 
-// c[rows x width] (+)= a[rows x depth] * b[depth x width]; `width` is a multiple of 16, `a` may lie in any way.
+// c[rows x width] (+)= a[rows x depth] * b[depth x width]; `width` is a multiple of LANES, `a` may lie in any way.
 static void multiply(i64 rows, i64 width, i64 depth, const float *a, i64 a_row, i64 a_deep, const float *b,
                      i64 b_deep, float *c, i64 c_row, int adds) {
     i64 j = 0;
-    for (; j + 4 * LANES <= width; j += 4 * LANES)
-        strip(4, rows, depth, a, a_row, a_deep, b + j, b_deep, c + j, c_row, adds);
+    for (; j + COLUMNS * LANES <= width; j += COLUMNS * LANES)
+        strip(COLUMNS, rows, depth, a, a_row, a_deep, b + j, b_deep, c + j, c_row, adds);
     for (; j < width; j += LANES) strip(1, rows, depth, a, a_row, a_deep, b + j, b_deep, c + j, c_row, adds);
 }
 
 // The transpose of `rows` <= BLOCK rows, times `scale`: (depth, BLOCK), zero behind `rows`.
 static void transpose(i64 rows, i64 depth, const float *x, i64 x_row, float scale, float *out) {
     if (rows < BLOCK) memset(out, 0, sizeof(float) * depth * BLOCK);
-    for (i64 r = 0; r < rows; r++)
-        for (i64 d = 0; d < depth; d++) out[d * BLOCK + r] = x[r * x_row + d] * scale;
+    for (i64 first = 0; first < rows; first += 16)  // rows come from far away: sixteen at once
+        for (i64 d = 0; d < depth; d++)
+            for (i64 r = first; r < rows && r < first + 16; r++) out[d * BLOCK + r] = x[r * x_row + d] * scale;
 }
 
 // The first key that each of `rows` queries from `query` on may look at, and the lowest of them.
@@ -101,13 +94,10 @@ static i64 bounds(const int32_t *lows, i64 query, i64 rows, int32_t *firsts) {
     return lowest;
 }
 
-// Which of the queries from `query` + 16 * v on may look at `key`.
-static inline __mmask16 seen(i64 key, i64 query, int v, const int32_t *firsts) {
-    __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    __m512i queries = _mm512_add_epi32(lane, _mm512_set1_epi32((int32_t)(query + v * LANES)));
-    __m512i keys = _mm512_set1_epi32((int32_t)key);
-    return _mm512_cmple_epi32_mask(keys, queries) &
-           _mm512_cmple_epi32_mask(_mm512_loadu_si512(firsts + v * LANES), keys);
+// Which of the queries from `query` + LANES * v on may look at `key`.
+OP Mask seen(i64 key, i64 query, int v, const int32_t *firsts) {
+    Integers keys = all_integers((int32_t)key);
+    return are_ordered(load_integers(firsts + v * LANES), keys, counted_from((int32_t)(query + v * LANES)));
 }
 
 // Whether every query from `query` on may look at every key of a block.
@@ -122,30 +112,30 @@ static int all_seen(i64 first, i64 keys, i64 query, i64 rows, const int32_t *fir
 // has to be multiplied by `scales` for it.
 static void weigh(float *scores, i64 keys, i64 first, i64 query, int masked, const int32_t *firsts, float *highest,
                   float *sums, float *scales) {
-    const __m512 lowest = _mm512_set1_ps(-1e30f);
+    const Vector lowest = all(-1e30f);
     for (int v = 0; v < VECTORS; v++) {
         float *column = scores + v * LANES;
-        __m512 before = _mm512_loadu_ps(highest + v * LANES), top = before;
+        Vector before = load(highest + v * LANES), top = before;
         for (i64 k = 0; k < keys; k++) {
-            __m512 s = _mm512_loadu_ps(column + k * BLOCK);
+            Vector s = load(column + k * BLOCK);
             if (masked) {
-                s = _mm512_mask_blend_ps(seen(first + k, query, v, firsts), lowest, s);
-                _mm512_storeu_ps(column + k * BLOCK, s);
+                s = choose(seen(first + k, query, v, firsts), s, lowest);
+                store(column + k * BLOCK, s);
             }
-            top = _mm512_max_ps(top, s);
+            top = larger(top, s);
         }
-        __m512 scale = exponential(_mm512_sub_ps(before, top));
-        __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(sums + v * LANES), scale);
+        Vector scale = exponential(subtract(before, top));
+        Vector sum = times(load(sums + v * LANES), scale);
         for (i64 k = 0; k < keys; k++) {
-            __m512 s = _mm512_loadu_ps(column + k * BLOCK);
-            __m512 p = exponential(_mm512_sub_ps(s, top));
-            if (masked) p = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(s, lowest, _CMP_NLE_UQ), p);
-            sum = _mm512_add_ps(sum, p);
-            _mm512_storeu_ps(column + k * BLOCK, p);
+            Vector s = load(column + k * BLOCK);
+            Vector p = exponential(subtract(s, top));
+            if (masked) p = or_zero(is_above(s, lowest), p);
+            sum = add(sum, p);
+            store(column + k * BLOCK, p);
         }
-        _mm512_storeu_ps(highest + v * LANES, top);
-        _mm512_storeu_ps(sums + v * LANES, sum);
-        _mm512_storeu_ps(scales + v * LANES, scale);
+        store(highest + v * LANES, top);
+        store(sums + v * LANES, sum);
+        store(scales + v * LANES, scale);
     }
 }
 
@@ -181,12 +171,13 @@ extern "C" void attend(float *q_, float *k_, float *v_, const int32_t *lows, flo
                 weigh(scores, keys, first, query, masked, firsts, highest, sums, scales);
                 for (i64 r = 0; r < rows; r++)
                     for (i64 d = 0; d < D; d += LANES)
-                        _mm512_storeu_ps(sum_out + r * D + d, _mm512_mul_ps(_mm512_set1_ps(scales[r]),
-                                                                            _mm512_loadu_ps(sum_out + r * D + d)));
+                        store(sum_out + r * D + d, times(all(scales[r]), load(sum_out + r * D + d)));
                 multiply(rows, D, keys, scores, 1, BLOCK, at(&v, b, h / G, first), v.t, sum_out, D, 1);
             }
             for (i64 r = 0; r < rows; r++) {
-                for (i64 d = 0; d < D; d++) at(&out, b, h, query + r)[d] = sum_out[r * D + d] / sums[r];
+                float *out_row = at(&out, b, h, query + r);
+                for (i64 d = 0; d < D; d += LANES)
+                    store(out_row + d, times(all(1.0f / sums[r]), load(sum_out + r * D + d)));
                 log_sums[(b * H + h) * T + query + r] = highest[r] + logf(sums[r]);
             }
         }
@@ -224,11 +215,10 @@ extern "C" void attend_backward(float *q_, float *k_, float *v_, const int32_t *
                     for (i64 r = 0; r < BLOCK; r++) {
                         means[r] = 0.0f, logs[r] = r < rows ? log_sums[(b * H + h) * T + query + r] : 0.0f;
                         if (r >= rows) continue;
-                        __m512 mean = _mm512_setzero_ps();
+                        Vector mean = all(0.0f);
                         for (i64 d = 0; d < D; d += LANES)
-                            mean = _mm512_fmadd_ps(_mm512_loadu_ps(g_rows + r * gradient.t + d),
-                                                   _mm512_loadu_ps(out_rows + r * out.t + d), mean);
-                        means[r] = _mm512_reduce_add_ps(mean);
+                            mean = times_plus(load(g_rows + r * gradient.t + d), load(out_rows + r * out.t + d), mean);
+                        means[r] = sum_of(mean);
                     }
                     for (i64 first = lows ? lowest : 0; first < query + rows; first += BLOCK) {
                         const i64 keys = query + rows - first < BLOCK ? query + rows - first : BLOCK;
@@ -239,11 +229,11 @@ extern "C" void attend_backward(float *q_, float *k_, float *v_, const int32_t *
                         for (i64 j = 0; j < keys; j++)
                             for (int u = 0; u < VECTORS; u++) {
                                 float *w = weights + j * BLOCK + u * LANES, *c = changes + j * BLOCK + u * LANES;
-                                __m512 p = exponential(_mm512_sub_ps(_mm512_loadu_ps(w), _mm512_loadu_ps(logs + u * LANES)));
-                                if (masked) p = _mm512_maskz_mov_ps(seen(first + j, query, u, firsts), p);
-                                _mm512_storeu_ps(w, p);
-                                __m512 change = _mm512_sub_ps(_mm512_loadu_ps(c), _mm512_loadu_ps(means + u * LANES));
-                                _mm512_storeu_ps(c, _mm512_mul_ps(_mm512_mul_ps(p, change), _mm512_set1_ps(scale)));
+                                Vector p = exponential(subtract(load(w), load(logs + u * LANES)));
+                                if (masked) p = or_zero(seen(first + j, query, u, firsts), p);
+                                store(w, p);
+                                Vector change = subtract(load(c), load(means + u * LANES));
+                                store(c, times(times(p, change), all(scale)));
                             }
                         multiply(keys, D, rows, weights, BLOCK, 1, g_rows, gradient.t, at(&dv, b, h / G, first), dv.t, 1);
                         multiply(keys, D, rows, changes, BLOCK, 1, q_rows, q.t, at(&dk, b, h / G, first), dk.t, 1);

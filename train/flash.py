@@ -1,7 +1,7 @@
-"""Causal attention of fp32 on a CPU with AVX-512, within lower bounds, by flash.cpp, which is compiled on first use.
+"""Causal attention of fp32 on a CPU that is not Intel's, within lower bounds, by flash.cpp, compiled on first use.
 
-torch's own kernel multiplies with MKL, which keeps to AVX2 on a CPU that is not Intel's, and makes scores that are
-masked. Here the blocks above the diagonal, and those below every bound, are not computed.
+torch's own kernel asks MKL for many small products, which keeps to AVX2 there, and makes scores that are masked. Here
+the blocks above the diagonal, and those below every bound, are not computed.
 
 Source: Dao, FlashAttention-2, arXiv 2307.08691.
 
@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.linear import has_unused_avx512
+from train.linear import lanes
 
-SOURCE = Path(__file__).with_name("flash.cpp")
-FLAGS = "-mavx512f", "-mavx512dq", "-mfma"
-LANES = 16
+SOURCES = [Path(__file__).with_name(name) for name in ("vectors.h", "flash.cpp")]
+FLAGS = {16: ("-DLANES=16", "-mavx512f", "-mavx512dq", "-mfma"), 8: ("-DLANES=8", "-mavx2", "-mfma")}
+HEAD_MULTIPLE = 16
 
 
 def is_available(head_dim: int) -> bool:
     """Whether heads of this size can be attended to here: it takes such a CPU, no GPU, and a C++ compiler."""
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
-    if head_dim % LANES or torch.cuda.is_available() or not has_unused_avx512():
+    if head_dim % HEAD_MULTIPLE or torch.cuda.is_available() or lanes() not in FLAGS:
         return False
     try:
         _load()
@@ -38,7 +38,8 @@ def is_available(head_dim: int) -> bool:
 def _load() -> ctypes.CDLL:
     from torch._inductor.codecache import CppCodeCache
 
-    library: ctypes.CDLL = CppCodeCache.load(SOURCE.read_text(), "cpu", extra_flags=FLAGS)
+    source = "".join(path.read_text() for path in SOURCES)
+    library: ctypes.CDLL = CppCodeCache.load(source, "cpu", extra_flags=FLAGS[lanes()])
     return library
 
 

@@ -1,24 +1,24 @@
-"""Starts a run's processes on this machine, as torchrun would, after all that can be checked was checked."""
+"""Runs the processes of a run on this machine, starts them again when one dies, and says how it all ended."""
 
 import json
-import logging
 import os
 import sys
 import time
-import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shared.errors import UserError
+from shared.locks import exclusive
 from shared.storage import write_file
-
-INTERRUPTED = 130
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set for each rank: where it leaves its last words
+from train.checkpoint_directory import newest_step
+from train.metrics import RunLog
+from train.outcome import REQUEUE, State, nothing_to_do, read_state, write_state
+from train.preflight import CHECKPOINTS_NAME, RUN_NAME
+from train.ranks import ERROR_FILE, Failure, run_ranks
+from train.signals import Signals
 
 
 def default_processes() -> int:
@@ -27,7 +27,7 @@ def default_processes() -> int:
 
 
 def leave_message(error: UserError) -> None:
-    """Leave a rank's message for `launch`, which says it once however many ranks have it.
+    """Leave a rank's message for the launcher, which says it once however many ranks have it.
 
     Raises: `error`, if nobody has said where to leave it.
     """
@@ -37,33 +37,84 @@ def leave_message(error: UserError) -> None:
     write_file(Path(path), [json.dumps({"message": str(error), "timestamp": int(time.time())}).encode()])
 
 
-def launch(num_processes: int, arguments: Sequence[str]) -> int:
-    """Run `python -m train run` with `arguments` on that many ranks; return the exit code.
+@dataclass(frozen=True)
+class Launch:
+    """A run that was checked and is to be run, from here to its end."""
 
-    0 = done, 2 = a mistake that a rank has found, 130 = asked to stop, and saved, 1 = a rank failed.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_processes, 1)))
-    for name in ("multiprocessing.api", "agent.server.api"):
-        logging.getLogger(f"torch.distributed.elastic.{name}").disabled = True  # we say what happened, in one line
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "train", "run", *arguments)
-    except SignalException as signal:
-        print(f"stopped by {signal.sigval.name}: run the same command again to continue", file=sys.stderr)
-        return INTERRUPTED
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode == 2:
-            print(f"error: {failure.message}", file=sys.stderr)
-            return 2
-        print(f"error: rank {rank} ended with exit code {failure.exitcode}: see above for its message", file=sys.stderr)
+    run: Path
+    last_step: int
+    num_processes: int
+    arguments: Sequence[str]
+    """Of `python -m train run`."""
+    max_restarts: int
+    """Of those after which no checkpoint further on was made."""
+
+    def __call__(self, signals: Signals) -> int:
+        """Run it and return the exit code.
+
+        0 = finished, REQUEUE = stopped early and saved, 2 = a mistake that a rank has found, 1 = failed.
+        """
+        if done := nothing_to_do(self.run, self._saved_step(), self.last_step):
+            print(done)
+            return 0
+        os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // self.num_processes, 1)))
+        failure, restarts, in_vain, reached = None, 0, 0, self._saved_step()
+        while not signals.received:
+            failure = run_ranks(self.arguments, self.num_processes, restarts, signals)
+            if failure is None:
+                return self._ended()
+            if failure.exit_code == 2:
+                print(f"error: {failure.message}", file=sys.stderr)
+                return 2
+            in_vain, before, reached = in_vain + 1, reached, self._saved_step()
+            if reached > before:
+                in_vain = 1
+            if signals.received:
+                break
+            if in_vain > self.max_restarts:
+                return self._given_up(failure, reached)
+            restarts += 1
+            self._tell_restart(failure, reached, in_vain)
+        return self._stopped(signals.received[0].name, reached, failure)
+
+    def _saved_step(self) -> int:
+        return newest_step(self.run / CHECKPOINTS_NAME)
+
+    def _ended(self) -> int:
+        """What the ranks have left to say, all of them having ended well."""
+        state, step, reason = read_state(self.run)
+        if state == "finished":
+            return 0
+        print(f"stopped at step {step}, saved ({reason}): run the same command again to continue", file=sys.stderr)
+        return REQUEUE
+
+    def _given_up(self, failure: Failure, step: int) -> int:
+        reason = f"{failure}, {self.max_restarts} restarts without a new checkpoint"
+        self._leave("failed", step, reason)
+        print(
+            f"error: {reason} (the newest is of step {step}): see above for its message, then run the same command "
+            "again",
+            file=sys.stderr,
+        )
         return 1
-    return 0
+
+    def _stopped(self, asked: str, step: int, failure: Failure | None) -> int:
+        """What there is to say when a signal came and no rank was there, or none was left, to act on it."""
+        reason = f"{asked}; {failure} before it was saved" if failure else f"{asked}, nothing new to save"
+        self._leave("requeue", step, reason)
+        print(f"stopped at step {step} ({reason}): run the same command again to continue", file=sys.stderr)
+        return REQUEUE
+
+    def _tell_restart(self, failure: Failure, step: int, in_vain: int) -> None:
+        details = {"rank": failure.rank, "reason": str(failure), "step": step, "attempt": in_vain}
+        if (self.run / RUN_NAME).exists():
+            with exclusive(self.run, "run"):
+                RunLog(self.run, is_writer=True, total_steps=self.last_step).event("restart", **details)
+        else:
+            print(f"restart: {failure}", flush=True)
+
+    def _leave(self, state: State, step: int, reason: str) -> None:
+        """Say what has become of the run, unless there is none yet."""
+        if (self.run / RUN_NAME).exists():
+            with exclusive(self.run, "run"):
+                write_state(self.run, state, step, reason)

@@ -2,7 +2,8 @@
 
 torch multiplies fp32 with MKL, which keeps to AVX2 on a CPU that is not Intel's. oneDNN, which is in every torch too,
 uses the AVX-512 that is there: more than twice as fast on an AMD EPYC (Zen 5). Which one is a fact of the CPU, never of
-a measurement, so a run that continues on the same machine computes the same bits.
+a measurement, so a run that continues on the same machine computes the same bits. With AVX2 alone they are as fast as
+each other but for logits, which oneDNN makes a tenth faster; see loss.py.
 
 Legend: R rows, K inputs, N outputs.
 """
@@ -38,11 +39,17 @@ def is_plain_fp32(x: Tensor, weight: Tensor) -> bool:
 
 
 @cache
+def lanes() -> int:
+    """Floats in a vector of a CPU that MKL was not made for: 16 with AVX-512, 8 with AVX2. 0 on Intel's and others."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file() or "GenuineIntel" in path.read_text():
+        return 0
+    return 16 if torch.cpu._is_avx512_supported() else 8 * int(torch.cpu._is_avx2_supported())
+
+
 def has_unused_avx512() -> bool:
     """Whether this CPU has AVX-512 and is not Intel's."""
-    path = Path("/proc/cpuinfo")
-    is_intel = not path.is_file() or "GenuineIntel" in path.read_text()
-    return bool(torch.cpu._is_avx512_supported()) and not is_intel
+    return lanes() == 16
 
 
 def product(x_RK: Tensor, weight_NK: Tensor) -> Tensor:

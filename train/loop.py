@@ -5,7 +5,7 @@ from train.parts import Parts
 from train.patience import AGREE, SAVE, VALIDATE
 from train.rollback import after_spike
 from train.step import take_step
-from train.validation import validation_record
+from train.validation import is_validated, validation_record
 
 
 def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
@@ -18,20 +18,17 @@ def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
     while progress.step < last_step and not parts.stop.agreed():
         progress, record = take_step(parts, progress)
         checkpoints.check()
-        if progress.step == config.total_steps or _is_due(progress.step, config.training.validate_every):
+        parts.stop.pace.stepped(record["step_s"])
+        if is_validated(config, progress.step):
             parts.heartbeat.beat(progress.step, VALIDATE)
-            record |= validation_record(parts.strategy, parts.reader)
+            record |= validation_record(parts.strategy, parts.reader, parts.stop.agreed)
         parts.log.step(record, is_last=progress.step == last_step)
         if (scores := parts.spikes.seen(record)) and (earlier := after_spike(parts, progress, scores)):
             progress = earlier
-        elif _is_due(progress.step, config.checkpoint.every):
+        elif config.checkpoint.every is not None and progress.step % config.checkpoint.every == 0:
             parts.heartbeat.beat(progress.step, SAVE)
             checkpoints.save(parts.strategy.model, parts.optimizer, progress)
         parts.heartbeat.beat(progress.step, AGREE)
     parts.heartbeat.beat(progress.step, SAVE)
     checkpoints.finish(parts.strategy.model, parts.optimizer, progress)
     return progress
-
-
-def _is_due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from train.linear import has_unused_avx512, is_plain_fp32, product
+from train.linear import has_unused_avx512, is_plain_fp32, lanes, product
 
 IGNORED = -100
 CHUNK_ROWS = {"cpu": 256, "cuda": 1024}
@@ -69,7 +69,7 @@ class _FusedLoss(torch.autograd.Function):
         device = hidden_RC.device.type
         is_autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if is_autocast else hidden_RC.dtype
-        multiply = product if has_unused_avx512() and is_plain_fp32(hidden_RC, weight_VC) else F.linear
+        multiply = product if lanes() and is_plain_fp32(hidden_RC, weight_VC) else F.linear
         with torch.autocast(device, enabled=False):
             chunks = _Chunks(hidden_RC.to(dtype), weight_VC.to(dtype), targets_R, terms, multiply)
             loss = chunks.run(is_learned)
@@ -100,7 +100,8 @@ class _Chunks:
         self.hidden_RC, self.weight_VC, self.targets_R = hidden_RC, weight_VC, targets_R
         self.terms, self.multiply = terms, multiply
         self.hidden_gradient = torch.empty_like(hidden_RC)
-        self._gradient_CV: Tensor | None = None  # transposed: then no chunk's logits have to be
+        self._gradient_VC: Tensor | None = None
+        self._can_add = weight_VC.dtype == torch.float32 and not has_unused_avx512()
 
     def run(self, is_learned: bool) -> Tensor:
         """The loss of all rows; the gradients as well, if asked for."""
@@ -116,7 +117,7 @@ class _Chunks:
 
     def weight_gradient(self) -> Tensor:
         """(V, C), in fp32."""
-        return self._gradient_CV.t().contiguous() if self._gradient_CV is not None else torch.zeros_like(self.weight_VC)
+        return torch.zeros_like(self.weight_VC) if self._gradient_VC is None else self._gradient_VC.contiguous()
 
     def _loss(self, logits_RV: Tensor, rows: slice) -> Tensor:
         capped = cap(logits_RV, self.terms.softcap)
@@ -125,9 +126,14 @@ class _Chunks:
     def _learn(self, gradient_RV: Tensor, rows: slice) -> None:
         is_real_R1 = (self.targets_R[rows] != IGNORED)[:, None]  # cheaper here than on the logits
         self.hidden_gradient[rows] = self.multiply(gradient_RV, self.weight_VC.t()) * is_real_R1
-        hidden_CR = (self.hidden_RC[rows] * is_real_R1).t().contiguous()
-        more = self.multiply(hidden_CR, gradient_RV.t()).float()
-        self._gradient_CV = more if self._gradient_CV is None else self._gradient_CV.add_(more)
+        hidden_RC = self.hidden_RC[rows] * is_real_R1
+        if self._gradient_VC is not None and self._can_add:
+            self._gradient_VC.addmm_(gradient_RV.t(), hidden_RC)
+        elif self._can_add:
+            self._gradient_VC = gradient_RV.t() @ hidden_RC
+        else:  # oneDNN and low precision: a sum beside the product, transposed, so that no chunk's logits have to be
+            more = self.multiply(hidden_RC.t().contiguous(), gradient_RV.t()).float().t()
+            self._gradient_VC = more if self._gradient_VC is None else self._gradient_VC.add_(more)
 
 
 def into_gradient(logits_RV: Tensor, targets_R: Tensor, terms: LossTerms) -> Tensor:
@@ -142,10 +148,10 @@ def into_gradient(logits_RV: Tensor, targets_R: Tensor, terms: LossTerms) -> Ten
         logits_RV.mul_(terms.softcap)
     is_real = (targets_R != IGNORED)[:, None]
     safe_R1 = targets_R[:, None].where(is_real, 0)
-    highest_R1, place_R1 = logits_RV.max(-1, keepdim=True)
     target_logit_R1 = logits_RV.gather(1, safe_R1)
+    highest_R1 = logits_RV.amax(-1, keepdim=True)
     torch.softmax(logits_RV, -1, out=logits_RV)
-    log_sum_R1 = highest_R1 - logits_RV.gather(1, place_R1).log()  # the largest probability is never close to zero
+    log_sum_R1 = highest_R1 - logits_RV.amax(-1, keepdim=True).log()  # that probability is never close to zero
     if terms.z_loss:
         logits_RV.mul_(1 + 2 * terms.z_loss * log_sum_R1)
     logits_RV.scatter_add_(1, safe_R1, logits_RV.new_full(safe_R1.shape, -1.0))

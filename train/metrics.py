@@ -17,7 +17,7 @@ from shared.directories import exists
 from shared.errors import StorageError
 from shared.files import read_bytes
 from shared.storage import append_line, write_file
-from train.linear import has_unused_avx512, is_plain_fp32, product
+from train.linear import is_plain_fp32, lanes, product
 
 LINE_INTERVAL_S = 5.0
 
@@ -32,6 +32,7 @@ class RunLog:
         self.is_writer, self.total_steps = is_writer, total_steps
         self.on_step: Callable[[], None] = lambda: None  # called on every rank: a profiler's
         self._last_line = 0.0
+        self._newest: dict[str, Any] = {}
         self._waiting: list[tuple[Path, str]] = []
         self._writing = threading.RLock()
 
@@ -41,8 +42,21 @@ class RunLog:
             lines = read_bytes(self.metrics_path).splitlines(keepends=True)
             kept = [line for line in lines if line.endswith(b"\n") and _is_until(line, step)]
             write_file(self.metrics_path, kept)
+            self._newest = json.loads(kept[-1]) if kept else {}
         after = [entry for entry in self._waiting if entry[0] == self.metrics_path and not _is_until(entry[1], step)]
         self._waiting = [entry for entry in self._waiting if entry not in after]
+
+    def lacks(self, key: str, step: int) -> bool:
+        """Whether the newest record in metrics.jsonl is that of `step` and has no `key`; False where nobody writes."""
+        return self._newest.get("step") == step and key not in self._newest
+
+    def complete(self, values: dict[str, Any]) -> None:
+        """Add `values` to the newest record."""
+        if self.is_writer:
+            self.flush()
+            self._newest |= values
+            lines = read_bytes(self.metrics_path).splitlines(keepends=True)
+            write_file(self.metrics_path, [*lines[:-1], json.dumps(self._newest).encode() + b"\n"])
 
     def recent(self, count: int) -> list[dict[str, Any]]:
         """The records of the last steps, on the rank that writes them."""
@@ -55,6 +69,7 @@ class RunLog:
         if not self.is_writer:
             return
         self._append(self.metrics_path, json.dumps(record))
+        self._newest = record
         if is_last or "validation_loss" in record or time.monotonic() - self._last_line > LINE_INTERVAL_S:
             self._last_line = time.monotonic()
             print(self._line(record), flush=True)
@@ -123,7 +138,7 @@ def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     size, tries = (8192, 10) if device.type == "cuda" else (1024, 5)
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    is_onednn = has_unused_avx512() and is_plain_fp32(matrix, matrix)
+    is_onednn = lanes() > 0 and is_plain_fp32(matrix, matrix)
     multiply = product if is_onednn else torch.matmul
     seconds = []
     for _ in range(tries + 1):  # the first warms up

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,12 @@ class Trial:
 
 
 def choose_microbatch(
-    strategy: Strategy, config: RunConfig, layout: Layout, device: torch.device, remembered: Path
+    strategy: Strategy,
+    config: RunConfig,
+    layout: Layout,
+    device: torch.device,
+    remembered: Path,
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Layout, list[Trial]]:
     """The layout with the microbatch that `strategy` uses from now on, and what was tried for it.
 
@@ -58,7 +64,10 @@ def choose_microbatch(
     here = _situation(config, layout, device)
     trials = gather(_recall(remembered, here) if rank() == 0 else None)[0]
     if trials is None:
-        trials = try_in_turn(layouts, lambda m: _step_seconds(strategy, config.with_microbatch(m), layouts[m], device))
+        wanted = takewhile(lambda _: not is_asked_to_stop(), layouts)
+        trials = try_in_turn(wanted, lambda m: _step_seconds(strategy, config.with_microbatch(m), layouts[m], device))
+        if is_asked_to_stop():  # no step will be done
+            return layout, []
         if rank() == 0:
             write_sealed(remembered, {**here, "trials": [[trial.microbatch, trial.step_s] for trial in trials]})
     if not trials:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from train.lengths import LENGTHS, check_place, why_other_tokens
 from train.memory import stage_bytes
 from train.schedule import RESCHEDULING, first_difference
 from train.views import View, open_validation, open_view
+from train.walltime import parse_deadline
 
 RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
@@ -51,6 +53,10 @@ class RunRequest:
     """Steps of which a trace is written into the run's directory."""
     memory_snapshot: bool = False
     """Write the allocations of every GPU into the run's directory."""
+    deadline: str | None = None
+    """When the job ends, if not what the batch system says."""
+    steal: bool = False
+    """Take the run's directory over from whoever has it."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
     """
     if request.stop_step is not None:
         at_least("stop-step", request.stop_step, 1)
+    if request.deadline is not None:
+        parse_deadline(request.deadline, time.time())
     _check_device(request)
     index = read_index(request.tokens)
     view = open_view(request.tokens, index, request.config)
@@ -172,8 +180,8 @@ def _check_run(prepared: Prepared) -> None:
     path = directory / RUN_NAME
     if not exists(path):
         names = [path.name for path in listing(directory)]
-        # A run killed in its first moment leaves its lock and what it was writing.
-        if any(name != LOCK_NAME and written_name(name) != RUN_NAME for name in names):
+        # A run killed in its first moment leaves its locks and what it was writing.
+        if any(not name.startswith(LOCK_NAME) and written_name(name) != RUN_NAME for name in names):
             raise ConfigError(f"{directory} is not empty and not a run (no {RUN_NAME}): name another directory")
         return
     if not (changed := changes(prepared)):

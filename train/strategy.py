@@ -103,9 +103,11 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: f
 def squared_norm(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
     """Sum of the squares of the gradients' elements that this rank holds.
 
-    Each gradient's in fp32, their sum in fp64: so fine that it does not tell which ranks hold which parameters.
+    Each gradient's in fp32, row by row, their sum in fp64: so fine that it does not tell which ranks hold which
+    parameters.
     """
-    squares = [local(p.grad).float().square().sum() for p in parameters if p.grad is not None]
+    rows = [torch.linalg.vector_norm(local(p.grad).float(), dim=-1) for p in parameters if p.grad is not None]
+    squares = [norms.square().sum() for norms in rows]
     return torch.stack(squares).double().sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
 
 

@@ -79,8 +79,10 @@ class Watchdog(threading.Thread):
         self._asked_to_stop.set()
         self.join()
         faulthandler.cancel_dump_traceback_later()
+        mine = os.fstat(self._stacks.fileno())
         self._stacks.close()
-        if self.stacks_path.stat().st_size == 0:
+        is_there = self.stacks_path.exists() and os.path.samestat(mine, self.stacks_path.stat())
+        if is_there and mine.st_size == 0:  # else it is of who has taken the run over
             self.stacks_path.unlink()
 
     def _tick(self) -> None:
@@ -196,6 +198,9 @@ def clear_heartbeats(run: Path) -> None:
     directory.mkdir(exist_ok=True)
     for path in directory.iterdir():
         path.unlink()
+    for path in (run / STACKS_NAME).glob("*"):
+        if path.stat().st_size == 0:
+            path.unlink()
 
 
 def outwait_watchdog() -> None:

@@ -13,7 +13,7 @@ from tests.benchmarks.peer_gate import Gate
 def main() -> None:
     """Stop where the loop hands its batch to the strategy."""
     import train.run
-    from train.__main__ import run
+    from train.commands import run
 
     gate, build = Gate(), train.run.build_strategy
 

@@ -45,7 +45,9 @@ MODEL = ArgonneConfig(
 LENGTH, BATCH, THREADS = 512, 4, 2
 CPU = torch.device("cpu")
 WIDE_VOCABULARY, LONG = 151_669, 4096
-COMPUTING_S = 0.5  # of a step whose computing is a sleep
+RECIPES = ("tiny", "125m", "1b", "argonne-2.0")
+TOKENS_PER_S = 1_000_000  # of a step whose computing is a sleep: more than a GPU does of any recipe but `tiny`
+LOOPED_S, LEAST_STEPS = 3.0, 6
 
 
 def some_ids() -> Tensor:
@@ -121,40 +123,57 @@ def _lose(kind: str) -> int:
 
 
 class Sleeping:
-    """A strategy that takes COMPUTING_S and computes nothing: what a step takes beyond that is the loop's."""
+    """A strategy that takes `computing_s` and computes nothing: what a step takes beyond that is the loop's."""
 
-    def __init__(self) -> None:
+    def __init__(self, computing_s: float) -> None:
         self.model, self.dp_rank, self.dp_group = torch.nn.Linear(1, 1), 0, dist.group.WORLD
+        self.computing_s = computing_s
 
     def forward_backward(self, batch: Batch) -> Tensor:
-        time.sleep(COMPUTING_S)
+        time.sleep(self.computing_s)
         return torch.ones(())
 
     def clip_grad_norm(self, max_norm: float) -> Tensor:
         return torch.ones(())
 
+    def step_metrics(self) -> dict[str, float]:
+        return {}
 
-def loop_overhead_s(steps: int = 8) -> float:
-    """Seconds of a step of recipe 125m that are not forward, backward or optimizer (median)."""
+
+def loop_of(recipe: str) -> tuple[float, float]:
+    """Seconds of a step that are not forward, backward or optimizer (median); the share of time spent waiting for data.
+
+    One rank reads the whole global batch.
+    """
     from types import SimpleNamespace
 
     from train.data import ChunkReader
+    from train.heartbeat import Heartbeat
     from train.parts import Parts
+    from train.patience import Patience
     from train.step import take_step
+    from train.stragglers import OwnWork
     from train.views import open_view
 
-    config = load_recipe("125m")
+    config = load_recipe(recipe)
+    computing_s = config.data.global_batch * config.data.sequence_length / TOKENS_PER_S
     with tempfile.TemporaryDirectory() as directory, group_of_one():
         index = write_tokens(Path(directory) / "tokens", [random_tokens(6_000_000, 50_000)], vocab_size=50_000)
         reader = ChunkReader(open_view(Path(directory) / "tokens", index, config), config, 0, 1, CPU)
         optimizer = SimpleNamespace(param_groups=[], step=lambda: None, zero_grad=lambda: None)
-        parts = Parts(config, Sleeping(), optimizer, reader, *[None] * 5, 0.0)
-        progress, seconds = Progress(0, reader.order.cursor(0), 0, ""), []
-        for _ in range(steps):
+        heartbeat, own_work = Heartbeat(Path(directory), 0, Patience(60)), OwnWork([], 0, CPU)
+        unused = dict.fromkeys(("checkpoints", "log", "stop", "spikes", "provenance"))
+        parts = Parts(
+            *(config, Sleeping(computing_s), optimizer, reader),
+            **{"heartbeat": heartbeat, "own_work": own_work, "least_token_s": 0.0, **unused},
+        )
+        progress, records = Progress(0, reader.order.cursor(0), 0, ""), []
+        for _ in range(1 + max(LEAST_STEPS, round(LOOPED_S / computing_s))):
             progress, record = take_step(parts, progress)
-            seconds.append(record["step_s"] - COMPUTING_S)
+            records.append(record)
         reader.close()
-    return median(seconds[1:])
+    seconds, waits = ([record[key] for record in records[1:]] for key in ("step_s", "data_wait_s"))
+    return median(seconds) - computing_s, sum(waits) / sum(seconds)
 
 
 def main() -> None:
@@ -167,7 +186,9 @@ def main() -> None:
         f"loss of {LONG} positions over {WIDE_VOCABULARY} ids beyond its operands: "
         f"{(plain - base) / 2**30:.2f} GiB plain, {(fused - base) / 2**30:.2f} GiB"
     )
-    print(f"loop overhead of a step of recipe 125m: {loop_overhead_s() * 1000:.1f} ms")
+    for recipe in RECIPES:
+        overhead_s, waiting = loop_of(recipe)
+        print(f"loop of {recipe}: {overhead_s * 1000:.1f} ms a step; waits for data {waiting:.2%} of the time")
 
 
 if __name__ == "__main__":
