@@ -39,6 +39,18 @@ def is_directory(path: Path) -> bool:
     return stat.S_ISDIR(_mode(path) or 0)
 
 
+def last_change_s(directory: Path) -> float | None:
+    """When `directory` or something right in it last changed, in seconds since 1970; None if it is no directory.
+
+    A link is none. What another process deletes meanwhile has not changed.
+    """
+    status = _own_status(directory)
+    if status is None or not stat.S_ISDIR(status.st_mode):
+        return None
+    inside = (found.st_mtime for found in map(_own_status, listing(directory)) if found)
+    return max((status.st_mtime, *inside))
+
+
 def listing(directory: Path) -> list[Path]:
     """What is in `directory`, in the order of names; nothing if it is not there."""
     try:
@@ -109,6 +121,13 @@ def _mode(path: Path) -> int | None:
         return reading(path, partial(system.stat, path)).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _own_status(path: Path) -> os.stat_result | None:
+    """What is known of `path` itself, link or not, if it is there."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return reading(path, partial(system.lstat, path))
+    return None
 
 
 def _make(directory: Path) -> None:

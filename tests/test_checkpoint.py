@@ -9,11 +9,13 @@ from shared.cursor import Cursor
 from shared.errors import FormatError
 from shared.storage import read_sealed, sha256_file, write_sealed
 from tests.train_helpers import architecture, group_of_one, plain, recipe, some_ids
-from train.checkpoint import MANIFEST_NAME, Checkpoints, Progress, load_tensors, newest_step, training_tensors
+from train.checkpoint import Checkpoints, Progress
+from train.checkpoint_directory import MANIFEST_NAME, newest, newest_step
 from train.config import OptimizerConfig
 from train.loss import token_loss
 from train.model import ArgonneModel
 from train.optim import build_optimizer
+from train.tensors import load_tensors, training_tensors
 
 IDENTITY = {
     "recipe": plain(recipe(training__seed=11)),
@@ -182,31 +184,32 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("damage", "told"), DAMAGES, ids=[told for _, told in DAMAGES])
 def test_a_damaged_checkpoint_is_not_used_and_the_reason_is_told(tmp_path, damage, told):
-    checkpoints = saved(tmp_path, 4, 8)
+    saved(tmp_path, 4, 8)
     damage(tmp_path / "step-00000008")
-    path, problems = checkpoints.newest()
+    path, problems = newest(tmp_path)
     assert path == tmp_path / "step-00000004"
-    assert len(problems) == 1
-    assert problems[0].startswith(f"{tmp_path / 'step-00000008'} is not used: ")
-    assert re.search(told, problems[0])
+    assert list(problems) == [tmp_path / "step-00000008"]
+    [problem] = problems.values()
+    assert problem.startswith(f"{tmp_path / 'step-00000008'} is not used: ")
+    assert re.search(told, problem)
 
 
 def test_the_newest_of_whole_checkpoints_is_that_of_the_last_step(tmp_path):
-    assert saved(tmp_path, 9, 10, 2).newest() == (tmp_path / "step-00000010", [])
+    assert newest(saved(tmp_path, 9, 10, 2).directory) == (tmp_path / "step-00000010", {})
 
 
 def test_steps_are_compared_as_numbers(tmp_path):
-    assert saved(tmp_path, 99_999_999, 100_000_000).newest()[0] == tmp_path / "step-100000000"
+    assert newest(saved(tmp_path, 99_999_999, 100_000_000).directory)[0] == tmp_path / "step-100000000"
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path):
-    assert Checkpoints(tmp_path / "none", 1, IDENTITY).newest() == (None, [])
+    assert newest(tmp_path / "none") == (None, {})
 
 
 def test_other_directories_are_no_checkpoints(tmp_path):
     (tmp_path / "step-best").mkdir()
     (tmp_path / "step-1").mkdir()
-    assert saved(tmp_path, 5).newest() == (tmp_path / "step-00000005", [])
+    assert newest(saved(tmp_path, 5).directory) == (tmp_path / "step-00000005", {})
 
 
 # how many are kept
@@ -223,7 +226,7 @@ def test_a_damaged_newer_checkpoint_does_not_cost_the_one_just_saved(tmp_path, k
     checkpoints = saved(tmp_path, 4, 8, keep=keep)
     flip_a_bit(tmp_path / "step-00000008")
     checkpoints.save(*trained(), progress_at(6))
-    assert checkpoints.newest()[0] == tmp_path / "step-00000006"
+    assert newest(tmp_path)[0] == tmp_path / "step-00000006"
 
 
 def test_a_directory_without_a_manifest_is_not_counted(tmp_path):
@@ -246,23 +249,7 @@ def test_numbers_that_are_not_finite_are_not_saved_and_older_checkpoints_stay(tm
     with pytest.raises(FormatError, match=r"^step 3 has weights or optimizer state that are not finite: not saved$"):
         checkpoints.save(model, optimizer, progress_at(3))
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
-    assert checkpoints.newest() == (tmp_path / "step-00000002", [])
-
-
-class OnABadDisk(Checkpoints):
-    """Checkpoints of which the disk loses a bit between writing and reading back."""
-
-    def problem(self, path):
-        flip_a_bit(path)
-        return super().problem(path)
-
-
-def test_a_checkpoint_that_does_not_read_back_is_told_and_older_ones_stay(tmp_path):
-    saved(tmp_path, 1, keep=1)
-    message = r"step-00000002 does not read back as written \(.* checksum\): older checkpoints are kept$"
-    with pytest.raises(FormatError, match=message):
-        OnABadDisk(tmp_path, 1, IDENTITY).save(*trained(), progress_at(2))
-    assert Checkpoints(tmp_path, 1, IDENTITY).newest()[0] == tmp_path / "step-00000001"
+    assert newest(tmp_path) == (tmp_path / "step-00000002", {})
 
 
 @pytest.mark.parametrize(
@@ -284,6 +271,37 @@ def test_a_checkpoint_from_before_there_were_packings_continues_the_plain_stream
     saved(tmp_path, 2, trained_parts=parts, identity={name: IDENTITY[name] for name in IDENTITY if name != "packing"})
     model, optimizer = trained(steps=0)
     assert Checkpoints(tmp_path, 1, IDENTITY).load(tmp_path / "step-00000002", model, optimizer) == progress_at(2)
+
+
+@pytest.mark.parametrize(("was", "is_now"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+@pytest.mark.parametrize("where", ["weight", "moment"])
+def test_numbers_are_never_converted_by_a_load(tmp_path, where, was, is_now):
+    def parts(dtype):
+        model, optimizer = trained()
+        moment = optimizer.state[model.norm.weight]
+        if where == "weight":
+            model.norm.weight.data = model.norm.weight.data.to(getattr(torch, dtype))
+        else:
+            moment["exp_avg"] = moment["exp_avg"].to(getattr(torch, dtype))
+        return model, optimizer
+
+    saved(tmp_path, 1, trained_parts=parts(was))
+    tensors, manifest = training_tensors(*parts(is_now)), read_sealed(tmp_path / "step-00000001" / MANIFEST_NAME)
+    message = rf"norm.weight\S* is \['{was}', \[32\]\], the model wants \['{is_now}', \[32\]\]"
+    with pytest.raises(FormatError, match=message):
+        load_tensors(tmp_path / "step-00000001", tensors, manifest)
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "optimizer.norm.weight.exp_avg"])
+def test_a_tensor_too_many_or_too_few_is_refused(tmp_path, name):
+    saved(tmp_path, 1)
+    path, tensors = tmp_path / "step-00000001", copied(*trained())
+    manifest = read_sealed(path / MANIFEST_NAME)
+    without = {key: value for key, value in tensors.items() if key != name}
+    with pytest.raises(FormatError, match=rf"{name} is \['float32', \[32\]\], the model wants none of it: the checkp"):
+        load_tensors(path, without, manifest)
+    with pytest.raises(FormatError, match=rf"{name}.more is absent, the model wants \['float32', \[1\]\]: the checkp"):
+        load_tensors(path, {**tensors, f"{name}.more": torch.zeros(1)}, manifest)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +339,7 @@ def test_a_checkpoint_may_be_moved(tmp_path):
     parts = trained()
     saved(tmp_path / "here", 1, trained_parts=parts)
     shutil.move(tmp_path / "here", tmp_path / "there")
-    path, _ = (moved := Checkpoints(tmp_path / "there", 1, IDENTITY)).newest()
+    path, _ = newest(tmp_path / "there")
     other = trained(steps=0, seed=9)
-    moved.load(path, *other)
+    Checkpoints(tmp_path / "there", 1, IDENTITY).load(path, *other)
     assert torch.equal(other[0].norm.weight, parts[0].norm.weight)

@@ -7,7 +7,7 @@ import torch
 from shared.errors import ConfigError, FormatError
 from shared.format import read_index
 from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
-from train.checkpoint import read_manifests
+from train.checkpoint_directory import read_manifests
 from train.config import DataConfig
 from train.data import ChunkReader, chain_digest
 from train.lengths import why_other_tokens

@@ -1,8 +1,11 @@
 import json
+import re
+import resource
 
 import pytest
 import torch
 
+from shared.errors import StorageError
 from train.metrics import RunLog, measured_peak_flops, read_metrics
 
 RECORD = {"loss": 2.5, "grad_norm": 1.0, "lr": 1e-3, "tokens_per_s": 1234.5, "step_s": 90.0, "mfu": 0.5}
@@ -120,3 +123,27 @@ def test_an_event_is_a_line_of_json_and_a_line_for_people(tmp_path, capsys):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_measured_peak_is_that_of_a_machine(dtype):
     assert 1e8 < measured_peak_flops(torch.device("cpu"), dtype) < 1e16
+
+
+def test_lines_that_find_no_room_wait_and_stand_once_in_order_when_there_is_some(tmp_path, capsys):
+    log = written(tmp_path, range(1, 4))
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.metrics_path.stat().st_size + 10, hard))
+    try:
+        for step in range(4, 8):
+            log.step(record(step), is_last=False)
+        assert steps(tmp_path) == [1, 2, 3]
+        assert [found["step"] for found in log.recent(5)] == [3, 4, 5, 6, 7]
+        with pytest.raises(StorageError, match=r"metrics\.jsonl cannot be written \(File too large"):
+            log.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1
+    assert re.search(
+        r"metrics\.jsonl cannot be written .*; the run goes on, and its lines wait in memory$", warnings[0]
+    )
+    log.rewind(6)
+    log.step(record(7, loss=9.0), is_last=True)
+    assert steps(tmp_path) == list(range(1, 8))
+    assert read_metrics(tmp_path)[-1]["loss"] == 9.0

@@ -12,12 +12,12 @@ from tests.helpers import on_ranks
 from tests.muon_worker import MESHES, SHAPES, Blocks, drawn, give_gradients, trained
 from tests.test_distributed import Layout, carry_out, job, recipe
 from tests.train_helpers import group_of_one
-from train.checkpoint import training_tensors
 from train.config import OptimizerConfig
 from train.dealing import rows_of, shard_group
 from train.metrics import read_metrics
 from train.muon import COEFFICIENTS, ITERATIONS, orthogonalize, update_scale
 from train.optim import build_optimizer
+from train.tensors import training_tensors
 
 
 def matrices(shape, count=3):

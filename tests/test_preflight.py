@@ -14,7 +14,7 @@ from shared.format import INDEX_NAME, TOKENIZER_NAME, GoldenVector, read_index, 
 from shared.locks import LOCK_NAME
 from shared.storage import read_sealed, write_sealed
 from tests.train_helpers import random_tokens, recipe, write_tokens
-from train.checkpoint import MANIFEST_NAME
+from train.checkpoint_directory import MANIFEST_NAME
 from train.preflight import RUN_NAME, RunRequest, prepare, versions
 
 SHARDS = [random_tokens(200), random_tokens(333, seed=1)]

@@ -72,7 +72,7 @@ def test_a_run_killed_twice_equals_an_uninterrupted_one_bit_for_bit(strategy, sm
     kill_after(13, small_tokens, killed, strategy)
     finished = run_cli("train", *arguments(small_tokens, killed, strategy))
     assert finished.returncode == 0, finished.stderr
-    assert int(re.search(r"start: step (\d+)", finished.stdout)[1]) in (12, 15, 18)
+    assert int(re.search(r"start: step (\d+)", finished.stdout)[1]) in (9, 12, 15, 18)  # 12's save may not have ended
     assert [record[0] for record in records(killed)] == list(range(1, STEPS + 1))
     assert records(killed) == records(straight)
 

@@ -131,6 +131,10 @@ def saved(outcome):
     return outcome["checkpoints"]
 
 
+def copied(outcome):
+    return [event["copy_bytes"] for event in outcome["events"] if event["event"] == "save"]
+
+
 def run_file(outcome):
     return outcome["total_steps"]
 
@@ -181,6 +185,7 @@ OPTIONS = [
     ("training__validate_every", 2, validated),
     ("checkpoint__every", 1, saved),
     ("checkpoint__keep", 1, saved),
+    ("checkpoint__asynchronous", False, copied),
     ("recovery__hang_timeout_s", None, patience),
     ("strategy", "pipeline", layout),
 ]

@@ -1,4 +1,4 @@
-"""A checkpoint is a new directory, and its manifest is written last: without a valid manifest it does not exist.
+"""The checkpoints of a run: begun while it trains, found again when it starts, loaded by any strategy on any ranks.
 
     <run>/checkpoints/step-00001000/*.distcp, .metadata   torch distributed checkpoint: every tensor under its name
     <run>/checkpoints/step-00001000/MANIFEST.json         sealed: where the run was, tensor shapes, file hashes
@@ -7,30 +7,27 @@ Tensors are named `model.<parameter>` and `optimizer.<parameter>.<state>`, so a 
 of ranks continues under any other.
 """
 
-import re
-import warnings
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
+import torch.distributed as dist
+from torch import nn
 from torch.optim import Optimizer
 
 from shared.cursor import Cursor
-from shared.directories import remove_tree, sync_directory
 from shared.errors import FormatError
-from shared.storage import read_sealed, sha256_file, write_sealed
-from train.collective import any_rank, barrier, gather, rank, world_size
+from shared.storage import read_sealed
+from train.checkpoint_directory import MANIFEST_NAME, newest, set_aside, take_over
+from train.checkpoint_save import HostCopies, Saved, SaveError, Saving, save_checkpoint
+from train.collective import any_rank, on_first_rank
 from train.lengths import cursor_of
 from train.optim import create_state
-
-MANIFEST_NAME = "MANIFEST.json"
-FORMAT = "argonne-checkpoint"
-VERSION = 1
+from train.tensors import load_tensors, local_values, training_tensors
 
 
 @dataclass(frozen=True)
@@ -47,61 +44,163 @@ class Progress:
     skipped: int = 0
     """Steps that changed no weight, because of their loss or gradient, and rollbacks."""
 
+    def as_manifest(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {
+            "step": self.step,
+            "cursor": self.cursor._asdict(),
+            "tokens": self.tokens,
+            "data_digest": self.data_digest,
+            "skipped": self.skipped,
+        }
+
+    @classmethod
+    def of_manifest(cls, manifest: dict[str, Any], cursor: Cursor) -> "Progress":
+        """What a manifest says; `cursor` is its own in chunks of this run's length."""
+        return cls(manifest["step"], cursor, manifest["tokens"], manifest["data_digest"], manifest.get("skipped", 0))
+
+
+def _say_nothing(name: str, **details: Any) -> None:
+    del name, details
+
 
 class Checkpoints:
-    """The checkpoints of one run. Every rank calls every method, in the same order."""
+    """The checkpoints of one run. Every rank calls every method, in the same order.
 
-    def __init__(self, directory: Path, keep: int, identity: dict[str, Any]) -> None:
-        self.directory, self.keep, self.identity = directory, keep, identity
+    Asynchronous: `save` comes back when the tensors are copied to host memory, and the rest is done by a thread, over a
+    process group of its own. How it went is told by `report`, an event, at the next call here that finds it ended.
+    """
 
-    def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> Path:
-        """Write a checkpoint, verify it, then delete all but the newest `keep`.
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        identity: dict[str, Any],
+        *,
+        asynchronous: bool = False,
+        report: Callable[..., None] = _say_nothing,
+    ) -> None:
+        self.directory, self.keep, self.identity, self.report = directory, keep, identity, report
+        self.saved_step = 0
+        """Of the last checkpoint that was saved or loaded."""
+        self._copies = HostCopies() if asynchronous else None
+        self._group = dist.new_group(backend="gloo") if asynchronous and dist.is_initialized() else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._pending: Future[Saved] | None = None
+        self._stall_s = 0.0
+        self._failure: SaveError | None = None
 
-        Raises: FormatError if a value is not finite or a written file does not read back; older ones stay.
+    def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+        """Begin to save, once the save before has ended; the model may change when this returns.
+
+        Raises: as `wait`.
         """
+        began_s = time.monotonic()
+        self.wait()
         tensors = training_tensors(model, optimizer)
-        if any_rank(not all(_is_finite(tensor) for tensor in tensors.values())):
-            raise FormatError(f"step {progress.step} has weights or optimizer state that are not finite: not saved")
-        path = self.directory / f"step-{progress.step:08d}"
-        if rank() == 0 and path.exists():
-            remove_tree(path)  # left by a save that did not finish, or about to be written again with the same contents
-        barrier()
-        save(tensors, checkpoint_id=path)
-        names = gather(sorted(file.name for file in path.iterdir()))[0]
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            **self.identity,
-            "step": progress.step,
-            "cursor": progress.cursor._asdict(),
-            "tokens": progress.tokens,
-            "data_digest": progress.data_digest,
-            "skipped": progress.skipped,
-            "rng": {"seed": self.identity["recipe"]["training"]["seed"], "step": progress.step},  # all there is of it
-            "tensors": _union(gather({name: _describe(tensor) for name, tensor in tensors.items()})),
-            "files": _union(gather(_hash_share(path, names))),
-        }
-        if rank() == 0:
-            sync_directory(self.directory)
-            write_sealed(path / MANIFEST_NAME, manifest)
-        barrier()
-        problem = self.problem(path)
-        if problem:
-            raise FormatError(f"{path} does not read back as written ({problem}): older checkpoints are kept")
-        if rank() == 0:
-            self._prune(path)
-        barrier()
+        rng = {"seed": self.identity["recipe"]["training"]["seed"], "step": progress.step}  # all there is of it
+        saving = Saving(
+            directory=self.directory,
+            keep=self.keep,
+            step=progress.step,
+            document={**self.identity, **progress.as_manifest(), "rng": rng},
+            tensors=tensors,
+            values=self._copies.take(tensors) if self._copies else local_values(tensors),
+            group=self._group,
+        )
+        self._pending = self._thread.submit(save_checkpoint, saving)
+        self._stall_s = time.monotonic() - began_s
+        if self._copies is None:
+            self.wait()
+
+    def check(self) -> None:
+        """Tell how a save went, if it has ended on any rank.
+
+        Raises: as `wait`.
+        """
+        if self._pending is not None and any_rank(self._pending.done()):
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until no save is under way, and tell how the last one went; one that the disk refused is an event.
+
+        Raises: FormatError on every rank if a value that was to be saved is not finite.
+        """
+        if self._pending is None:
+            return
+        began_s = time.monotonic()
+        pending, self._pending = self._pending, None
+        try:
+            saved = pending.result()
+        except SaveError as failure:
+            self._failure = failure
+            self.report("save-failed", path=str(failure.path), size_bytes=failure.size_bytes, problem=str(failure))
+            return
+        self.saved_step = saved.step
+        stall_s = self._stall_s + time.monotonic() - began_s
+        self.report(
+            "save",
+            step=saved.step,
+            path=str(saved.path),
+            size_bytes=saved.size_bytes,
+            copy_bytes=self._copies.size_bytes if self._copies else 0,
+            save_s=round(saved.save_s, 3),
+            stall_s=round(stall_s, 3),
+        )
+        for left in saved.swept:
+            self.report("swept", path=str(left.path), idle_s=round(left.idle_s))
+        if saved.problem is not None:
+            self.report("warning", problem=f"older checkpoints were not deleted: {saved.problem}")
+
+    def finish(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+        """Make sure that `progress` is saved: wait for the save that is under way; if it is of less or failed, save.
+
+        Raises: SaveError if that fails; as `wait`.
+        """
+        self.wait()
+        if progress.step != self.saved_step:
+            self.save(model, optimizer, progress)
+            self.wait()
+        if progress.step != self.saved_step and self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """Wait for the save that is under way, and give back what it needed."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            group, self._group = self._group, None
+            if group is not None:
+                dist.destroy_process_group(group)
+
+    def recover(self) -> Path | None:
+        """The newest valid checkpoint; abandoned saves are deleted, newer checkpoints that are damaged set aside.
+
+        Raises: FormatError if there are checkpoints but no valid one; they stay as they are.
+        """
+        for left in on_first_rank(partial(take_over, self.directory)):
+            idle = f"{left.path} is unfinished, last written to {left.idle_s:.0f} s ago"
+            if left.is_abandoned:
+                self.report("swept", path=str(left.path), idle_s=round(left.idle_s))
+            else:
+                self.report("unfinished", problem=f"{idle}: kept, for a rank of an earlier start may still be alive")
+        path, problems = newest(self.directory)
+        if path is None and problems:
+            told = "; ".join(problems.values())
+            raise FormatError(f"{told}: mend one of them, or name another directory to start from nothing")
+        for damaged, problem in problems.items():
+            aside = on_first_rank(partial(set_aside, damaged, "damaged"))
+            self.report("damaged", problem=f"{problem}; it is set aside as {aside.name}")
         return path
 
-    def newest(self, until: int | None = None) -> tuple[Path | None, list[str]]:
-        """The newest valid checkpoint, of step `until` or before, and what is wrong with each newer one."""
-        problems: list[str] = []
-        for path in reversed(gather([p for p in _steps(self.directory) if until is None or _number(p) <= until])[0]):
-            problem = self.problem(path)
-            if problem is None:
-                return path, problems
-            problems.append(f"{path} is not used: {problem}")
-        return None, problems
+    def until(self, step: int) -> Path | None:
+        """The newest valid checkpoint of `step` or before, once nothing is being saved.
+
+        Raises: as `wait`.
+        """
+        self.wait()
+        return newest(self.directory, step)[0]
 
     def load(self, path: Path, model: nn.Module, optimizer: Optimizer) -> Progress:
         """Fill the model and the optimizer from a valid checkpoint; return where the run was.
@@ -109,7 +208,7 @@ class Checkpoints:
         Raises: FormatError if it is of another dataset, packing or tokenizer, its tensors are not the model's, or it is
         in the middle of a chunk of this run's sequence length.
         """
-        manifest = read_sealed(path / MANIFEST_NAME)
+        manifest = on_first_rank(partial(read_sealed, path / MANIFEST_NAME))
         for name in ("dataset", "packing", "tokenizer"):
             before, now = manifest.get(name), self.identity[name]  # there were no packings once
             if before != now:
@@ -125,118 +224,6 @@ class Checkpoints:
             )
         create_state(optimizer)
         load_tensors(path, training_tensors(model, optimizer), manifest)
-        return Progress(
-            manifest["step"], cursor, manifest["tokens"], manifest["data_digest"], manifest.get("skipped", 0)
-        )
-
-    def discard_after(self, path: Path) -> None:
-        """Delete what is newer than `path`; for one rank, at a time when nobody saves."""
-        for newer in _steps(self.directory):
-            if _number(newer) > _number(path):
-                remove_tree(newer)
-
-    def problem(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint's files, or None; the ranks share the reading."""
-        return next((found for found in gather(_check_share(path)) if found), None)
-
-    def _prune(self, saved: Path) -> None:
-        """Delete what is older than the newest `keep`; what is newer than `saved` is damaged and counts for nothing."""
-        steps = _steps(self.directory)
-        committed = [path for path in steps[: steps.index(saved) + 1] if (path / MANIFEST_NAME).is_file()]
-        for path in committed[: -self.keep]:
-            remove_tree(path)
-
-
-def training_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Every tensor of this rank that a run needs to continue, by name; loading into them loads the run."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        tensors[f"model.{name}"] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = value
-    return tensors
-
-
-def load_tensors(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
-    """Fill `tensors` in place from the checkpoint at `path`.
-
-    Raises: FormatError if over all ranks they are not exactly the checkpoint's in name, shape and dtype.
-    """
-    wanted = _union(gather({name: _describe(tensor) for name, tensor in tensors.items()}))
-    kinds = {name.split(".")[0] for name in wanted}  # to sample, the model alone is wanted
-    found = {name: tensor for name, tensor in manifest["tensors"].items() if name.split(".")[0] in kinds}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise FormatError(
-                f"{path}: {name} is {found.get(name, 'absent')}, the model wants {wanted.get(name, 'none of it')}: "
-                "the checkpoint is of another architecture"
-            )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        load(tensors, checkpoint_id=path)
-
-
-def read_manifests(directory: Path) -> list[dict[str, Any]]:
-    """The manifests of all checkpoints in the order of their steps, but for damaged ones, which `newest` tells of."""
-    return [read_sealed(path / MANIFEST_NAME) for path in _steps(directory) if _manifest_problem(path) is None]
-
-
-def newest_step(directory: Path) -> int:
-    """Step of the newest checkpoint that was committed, whatever happened to its files since; 0 without one."""
-    committed = [path for path in _steps(directory) if (path / MANIFEST_NAME).is_file()]
-    return _number(committed[-1]) if committed else 0
-
-
-def _steps(directory: Path) -> list[Path]:
-    """Checkpoint directories in the order of their steps, valid or not."""
-    paths = (path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
-    return sorted(paths, key=_number)
-
-
-def _number(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
-def _hash_share(path: Path, names: list[str]) -> dict[str, list[Any]]:
-    """Size and sha256 of the files that fall to this rank."""
-    mine = names[rank() :: world_size()]
-    return {name: [(path / name).stat().st_size, sha256_file(path / name)] for name in mine}
-
-
-def _check_share(path: Path) -> str | None:
-    """What is wrong with the manifest or with a file that falls to this rank, or None."""
-    if problem := _manifest_problem(path):
-        return problem
-    files = read_sealed(path / MANIFEST_NAME)["files"]
-    try:
-        found = _hash_share(path, sorted(files))
-    except FileNotFoundError as error:
-        return f"{error.filename} is missing"
-    damaged = [name for name, file in found.items() if file != files[name]]
-    return f"{path / damaged[0]} does not match its checksum" if damaged else None
-
-
-def _manifest_problem(path: Path) -> str | None:
-    """What is wrong with the manifest of a checkpoint, or None."""
-    try:
-        manifest = read_sealed(path / MANIFEST_NAME)
-    except FileNotFoundError as error:
-        return f"{error.filename} is missing"
-    except FormatError as error:
-        return str(error)
-    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        return f"it is {manifest.get('format')} version {manifest.get('version')}, not {FORMAT} version {VERSION}"
-    return None
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return bool(torch.isfinite(local).all())
-
-
-def _describe(tensor: Tensor) -> list[Any]:
-    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-
-
-def _union(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    return {name: value for part in parts for name, value in sorted(part.items())}
+        progress = Progress.of_manifest(manifest, cursor)
+        self.saved_step = progress.step
+        return progress

@@ -3,12 +3,15 @@
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+
+from shared.errors import UserError
 
 T = TypeVar("T")
 
@@ -23,27 +26,51 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gather(value: T) -> list[T]:
-    """Every rank's `value`, in the order of the ranks, on every rank."""
+def gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Every rank's `value`, in the order of the ranks, on every rank; `group` is of all ranks too."""
     if not dist.is_initialized():
         return [value]
     values: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values  # type: ignore[return-value]
 
 
-def any_rank(flag: bool) -> bool:
-    """True on every rank if it is true on one."""
+def any_rank(flag: bool, group: dist.ProcessGroup | None = None) -> bool:
+    """True on every rank if it is true on one; `group` is of all ranks too."""
     if not dist.is_initialized():
         return flag
     flags = torch.tensor([flag], dtype=torch.int32)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=group)
     return bool(flags.item())
 
 
 def barrier() -> None:
     """Wait until every rank is here."""
     any_rank(False)
+
+
+def on_every_rank(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """What `work` gives on each rank, on every rank. If it fails on one, every rank raises that, so that none waits.
+
+    `work` talks to no other rank; `group` is of all ranks.
+    """
+    mine: tuple[T | None, Exception | None]
+    try:
+        mine = work(), None
+    except (UserError, OSError) as error:
+        mine = None, error
+    except Exception as error:
+        mine = None, RuntimeError(f"rank {rank()} failed: {error!r}")
+    results = gather(mine, group)
+    for _, failure in results:
+        if failure is not None:
+            raise failure
+    return [value for value, _ in results]  # type: ignore[misc]
+
+
+def on_first_rank(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """What `work` gives on rank 0, which alone does it, on every rank. If it fails, every rank raises that."""
+    return on_every_rank(lambda: work() if rank() == 0 else None, group)[0]  # type: ignore[return-value]
 
 
 def gather_rows(rows: npt.NDArray[np.uint8], group: dist.ProcessGroup) -> npt.NDArray[np.uint8]:

@@ -104,6 +104,8 @@ class CheckpointConfig:
     """Steps. None: only when the run stops."""
     keep: int = 2
     """The newest valid ones."""
+    asynchronous: bool = True
+    """Train on while a checkpoint is written, from a copy of weights and optimizer state in host memory."""
 
     def __post_init__(self) -> None:
         at_least("checkpoint.keep", self.keep, 1)

@@ -14,7 +14,7 @@ from shared.files import read_bytes, size_of
 from shared.format import Index, read_index, tokens_path
 from shared.locks import LOCK_NAME
 from shared.storage import sha256_file
-from train.checkpoint import newest_step
+from train.checkpoint_directory import newest_step
 from train.config import RunConfig
 from train.disk import GIB, examine_disk
 from train.finding import EXIT_CODES, Finding, finding, worst

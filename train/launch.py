@@ -13,7 +13,7 @@ import torch
 from shared.errors import UserError
 from shared.locks import exclusive
 from shared.storage import write_file
-from train.checkpoint import newest_step
+from train.checkpoint_directory import newest_step
 from train.metrics import RunLog
 from train.outcome import OUT_OF_MEMORY, REQUEUE, State, nothing_to_do, read_state, write_state
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME

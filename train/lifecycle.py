@@ -12,7 +12,8 @@ from shared.files import read_bytes
 from shared.format import TOKENIZER_NAME
 from shared.locks import LOCK_NAME, exclusive
 from shared.storage import write_file, write_sealed
-from train.checkpoint import Progress, newest_step
+from train.checkpoint import Progress
+from train.checkpoint_directory import newest_step
 from train.collective import gather, rank
 from train.deadline import Deadline, Pace, guessed_save_s
 from train.layout import num_parameters
@@ -46,6 +47,7 @@ def tell_end(prepared: Prepared, parts: Parts, progress: Progress) -> None:
     ended = "finished" if is_done and progress.step == total_steps else "stopped"
     where = {"step": progress.step, "tokens": progress.tokens, "data_digest": progress.data_digest}
     parts.log.event(ended, **where, reason=reason)
+    parts.log.flush()
     if progress.step > 0:
         plot_losses(run)
 

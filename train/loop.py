@@ -1,7 +1,5 @@
 """The training loop. It does not know which strategy it drives, and it holds no state but `Progress`."""
 
-import time
-
 from train.checkpoint import Progress
 from train.parts import Parts
 from train.patience import AGREE, SAVE, VALIDATE
@@ -13,30 +11,24 @@ from train.validation import is_validated, validation_record
 def train(parts: Parts, progress: Progress, last_step: int) -> Progress:
     """Train until `last_step` steps are done or a signal asks to stop; what was reached is saved.
 
-    Raises: UserError if more steps were not finite than the recipe puts up with.
+    Raises: UserError if more steps were not finite than the recipe puts up with; SaveError if the end of it cannot be
+    saved.
     """
-    config, saved_step = parts.config, progress.step
+    config, checkpoints = parts.config, parts.checkpoints
     while progress.step < last_step and not parts.stop.agreed():
         progress, record = take_step(parts, progress)
+        checkpoints.check()
         parts.stop.pace.stepped(record["step_s"])
         if is_validated(config, progress.step):
             parts.heartbeat.beat(progress.step, VALIDATE)
             record |= validation_record(parts.backoff, parts.reader, parts.stop.agreed)
         parts.log.step(record, is_last=progress.step == last_step)
         if (scores := parts.spikes.seen(record)) and (earlier := after_spike(parts, progress, scores)):
-            progress, saved_step = earlier, earlier.step
+            progress = earlier
         elif config.checkpoint.every is not None and progress.step % config.checkpoint.every == 0:
-            saved_step = _save(parts, progress)
+            parts.heartbeat.beat(progress.step, SAVE)
+            checkpoints.save(parts.strategy.model, parts.optimizer, progress)
         parts.heartbeat.beat(progress.step, AGREE)
-    if progress.step > saved_step:
-        _save(parts, progress)
-    return progress
-
-
-def _save(parts: Parts, progress: Progress) -> int:
     parts.heartbeat.beat(progress.step, SAVE)
-    began = time.monotonic()
-    path = parts.checkpoints.save(parts.strategy.model, parts.optimizer, progress)
-    parts.stop.pace.saved(time.monotonic() - began)
-    parts.log.event("save", step=progress.step, path=str(path))
-    return progress.step
+    checkpoints.finish(parts.strategy.model, parts.optimizer, progress)
+    return progress

@@ -1,7 +1,7 @@
 """What a run writes about itself: a JSON line for each step, one for each event, and a line for people now and then.
 
 Only rank 0 writes, but for an event that another rank alone knows of. Each step stands in metrics.jsonl once, however
-often the run was killed and continued.
+often the run was killed and continued. A full disk does not end a run here: lines wait in memory until there is room.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from shared.directories import exists
+from shared.errors import StorageError
 from shared.files import read_bytes
 from shared.storage import append_line, write_file
 from train.linear import is_plain_fp32, lanes, product
@@ -32,14 +33,18 @@ class RunLog:
         self.on_step: Callable[[], None] = lambda: None  # called on every rank: a profiler's
         self._last_line = 0.0
         self._newest: dict[str, Any] = {}
-        self._telling = threading.Lock()
+        self._waiting: list[tuple[Path, str]] = []
+        self._writing = threading.RLock()
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps after `step`, which will be run again, and a line that a kill cut short."""
         if self.is_writer and exists(self.metrics_path):
-            kept = [line for line in read_bytes(self.metrics_path).splitlines(keepends=True) if _is_until(line, step)]
+            lines = read_bytes(self.metrics_path).splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith(b"\n") and _is_until(line, step)]
             write_file(self.metrics_path, kept)
             self._newest = json.loads(kept[-1]) if kept else {}
+        after = [entry for entry in self._waiting if entry[0] == self.metrics_path and not _is_until(entry[1], step)]
+        self._waiting = [entry for entry in self._waiting if entry not in after]
 
     def lacks(self, key: str, step: int) -> bool:
         """Whether the newest record in metrics.jsonl is that of `step` and has no `key`; False where nobody writes."""
@@ -48,20 +53,22 @@ class RunLog:
     def complete(self, values: dict[str, Any]) -> None:
         """Add `values` to the newest record."""
         if self.is_writer:
+            self.flush()
             self._newest |= values
             lines = read_bytes(self.metrics_path).splitlines(keepends=True)
             write_file(self.metrics_path, [*lines[:-1], json.dumps(self._newest).encode() + b"\n"])
 
     def recent(self, count: int) -> list[dict[str, Any]]:
         """The records of the last steps, on the rank that writes them."""
-        return read_metrics(self.directory)[-count:] if self.is_writer and self.metrics_path.exists() else []
+        written = read_metrics(self.directory) if self.is_writer and self.metrics_path.exists() else []
+        return [*written, *(json.loads(line) for path, line in self._waiting if path == self.metrics_path)][-count:]
 
     def step(self, record: dict[str, Any], is_last: bool) -> None:
         """Append the record of one step; print it if the interval is over, it was validated, or it is the last."""
         self.on_step()
         if not self.is_writer:
             return
-        append_line(self.metrics_path, json.dumps(record))
+        self._append(self.metrics_path, json.dumps(record))
         self._newest = record
         if is_last or "validation_loss" in record or time.monotonic() - self._last_line > LINE_INTERVAL_S:
             self._last_line = time.monotonic()
@@ -74,10 +81,30 @@ class RunLog:
 
     def tell(self, name: str, **details: Any) -> None:
         """The same on any rank and thread, for what one of them alone knows."""
-        with self._telling:
-            append_line(self.events_path, json.dumps({"time": time.time(), "event": name, **details}))
+        self._append(self.events_path, json.dumps({"time": time.time(), "event": name, **details}))
         said = details.get("problem") or ", ".join(f"{key} {value}" for key, value in details.items())
         print(f"{name}: {said}", flush=True)
+
+    def flush(self) -> None:
+        """Write the lines that wait.
+
+        Raises: StorageError if there is no room yet.
+        """
+        with self._writing:
+            while self._waiting:
+                append_line(*self._waiting[0])
+                del self._waiting[0]
+
+    def _append(self, path: Path, line: str) -> None:
+        """Append a line to a file, after those that wait; it waits, too, if there is no room."""
+        with self._writing:
+            is_first = not self._waiting
+            self._waiting.append((path, line))
+            try:
+                self.flush()
+            except StorageError as error:
+                if is_first:
+                    print(f"warning: {error}; the run goes on, and its lines wait in memory", flush=True)
 
     def _line(self, record: dict[str, Any]) -> str:
         left_s = (self.total_steps - record["step"]) * record["step_s"]
@@ -92,9 +119,7 @@ class RunLog:
         )
 
 
-def _is_until(line: bytes, step: int) -> bool:
-    if not line.endswith(b"\n"):
-        return False
+def _is_until(line: bytes | str, step: int) -> bool:
     recorded: int = json.loads(line)["step"]
     return recorded <= step
 

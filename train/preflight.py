@@ -196,7 +196,7 @@ def _check_run(prepared: Prepared) -> None:
         raise ConfigError(f"{directory} is another run: {differences}: name another directory, or give what it had")
     _check_history(directory, before, now, "; ".join(changed.values()))
     if has_other_length:
-        from train.checkpoint import read_manifests
+        from train.checkpoint_directory import read_manifests
 
         manifests = read_manifests(directory / CHECKPOINTS_NAME)
         check_place(directory, manifests, prepared.request.tokens, prepared.index, now.data.sequence_length)
@@ -204,7 +204,7 @@ def _check_run(prepared: Prepared) -> None:
 
 def _check_history(directory: Path, before: RunConfig, now: RunConfig, differences: str) -> None:
     """Raises: ConfigError if a step that the run has done would have had another learning rate."""
-    from train.checkpoint import newest_step  # it needs torch, this module does not
+    from train.checkpoint_directory import newest_step  # it needs torch, this module does not
 
     num_steps = newest_step(directory / CHECKPOINTS_NAME)
     step = first_difference(before, now, num_steps)

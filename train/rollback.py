@@ -8,6 +8,7 @@ from shared.cursor import Cursor
 from shared.errors import ConfigError, UserError
 from shared.storage import read_sealed, write_sealed
 from train.checkpoint import Progress
+from train.checkpoint_directory import discard_after
 from train.collective import barrier, gather, rank
 from train.parts import Parts
 from train.patience import SETUP
@@ -49,7 +50,7 @@ def after_spike(parts: Parts, progress: Progress, scores: Mapping[str, float]) -
     parts.log.event("spike", problem=f"step {step}: {told}", step=step, scores=dict(scores), documents=documents)
     if recovery.rollback_steps is None or "loss" not in scores:
         return None
-    path, _ = parts.checkpoints.newest(until=step - recovery.rollback_steps)
+    path = parts.checkpoints.until(step - recovery.rollback_steps)
     if path is None:
         wanted = f"of step {step - recovery.rollback_steps} or earlier"
         parts.log.event("warning", problem=f"no checkpoint {wanted} to go back to: raise checkpoint.keep")
@@ -64,7 +65,7 @@ def after_spike(parts: Parts, progress: Progress, scores: Mapping[str, float]) -
     if rank() == 0:
         skip = Skip.of_chunks(earlier.step, earlier.cursor, progress.cursor, parts.config.data.sequence_length)
         _write_down(parts.log.directory, skip)
-        parts.checkpoints.discard_after(path)
+        discard_after(path)
     barrier()
     parts.log.event(
         "rollback", problem=f"back to step {earlier.step} and on behind the spike", step=step, to=earlier.step

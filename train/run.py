@@ -3,7 +3,9 @@
 import os
 import sys
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +14,8 @@ from torch.optim import Optimizer
 from shared.allocator import keep_freed_memory
 from shared.errors import UserError
 from train.backoff import Backoff
-from train.checkpoint import Checkpoints, Progress, newest_step
+from train.checkpoint import Checkpoints, Progress
+from train.checkpoint_directory import newest_step
 from train.collective import gather, leave, rank
 from train.data import ChunkReader
 from train.findings import MICROBATCH_NAME, Findings
@@ -97,7 +100,8 @@ def _train(
     strategy = _strategy(prepared, device, log)
     optimizer = build_optimizer(config.optimizer, strategy.model)
     backoff = _fit(prepared, strategy, optimizer, device, log, stop)
-    checkpoints = Checkpoints(request.run / CHECKPOINTS_NAME, config.checkpoint.keep, prepared.identity)
+    directory, how, told = request.run / CHECKPOINTS_NAME, config.checkpoint, partial(_tell, log, stop)
+    checkpoints = Checkpoints(directory, how.keep, prepared.identity, asynchronous=how.asynchronous, report=told)
     progress = _resume(prepared, checkpoints, strategy, optimizer, log)
     ranks = strategy.dp_rank, prepared.layout.dp_size
     reader = ChunkReader(prepared.view, config, *ranks, device, prepared.validation)
@@ -120,8 +124,8 @@ def _train(
     )
     where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
     log.event("start", **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}))
-    if told := backoff.findings.found.told():
-        log.event("microbatch", chosen=strategy.config.microbatch, **told)
+    if found := backoff.findings.found.told():
+        log.event("microbatch", chosen=strategy.config.microbatch, **found)
     if changed:
         log.event("changed", step=progress.step, changes=changed)
     if problem := why_not_annealed(config, prepared.last_step):
@@ -136,6 +140,7 @@ def _train(
             progress = train(parts, progress, prepared.last_step)
     finally:
         reader.close()
+        checkpoints.close()
     tell_end(prepared, parts, progress)
     return progress
 
@@ -149,6 +154,13 @@ def _strategy(prepared: Prepared, device: torch.device, log: RunLog) -> Strategy
         if part.compilation is not None:
             part.compilation.report = lambda reason: log.tell("eager", rank=rank(), reason=reason)
     return strategy
+
+
+def _tell(log: RunLog, stop: StopRequest, name: str, **details: Any) -> None:
+    """Write down what became of a checkpoint; how long a save takes counts when the job nears its end."""
+    if name == "save":
+        stop.pace.saved(details["save_s"])
+    log.event(name, **details)
 
 
 def _fit(
@@ -174,10 +186,11 @@ def _fit(
 def _resume(
     prepared: Prepared, checkpoints: Checkpoints, strategy: Strategy, optimizer: Optimizer, log: RunLog
 ) -> Progress:
-    """Load the newest valid checkpoint, if there is one; forget the steps after it."""
-    path, problems = checkpoints.newest()
-    for problem in problems:
-        log.event("damaged", problem=problem)
+    """Load the newest valid checkpoint, if there is one; forget the steps after it.
+
+    Raises: FormatError if there are checkpoints, but none is valid or it is of something else.
+    """
+    path = checkpoints.recover()
     progress = (
         checkpoints.load(path, strategy.model, optimizer) if path else Progress(0, prepared.order.cursor(0), 0, "")
     )

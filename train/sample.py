@@ -14,11 +14,12 @@ from shared.errors import ConfigError, FormatError
 from shared.format import TOKENIZER_NAME
 from shared.storage import read_sealed, sha256_file
 from train.attention import KeyValueCache
-from train.checkpoint import MANIFEST_NAME, Checkpoints, load_tensors
+from train.checkpoint_directory import MANIFEST_NAME, newest
 from train.config import RunConfig
 from train.model import ArgonneModel
 from train.preflight import CHECKPOINTS_NAME
 from train.strategy import evaluating
+from train.tensors import load_tensors
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,11 @@ def load_model(run: Path) -> tuple[ArgonneModel, int]:
 
     Raises: FormatError if there is no run or no valid checkpoint.
     """
-    path, problems = Checkpoints(run / CHECKPOINTS_NAME, 1, {}).newest()
+    path, problems = newest(run / CHECKPOINTS_NAME)
     if path is None:
-        raise FormatError("; ".join(problems) or f"{run} has no checkpoint: name the directory of a run that saved one")
+        raise FormatError(
+            "; ".join(problems.values()) or f"{run} has no checkpoint: name the directory of a run that saved one"
+        )
     manifest = read_sealed(path / MANIFEST_NAME)
     config = structure(manifest["recipe"], RunConfig, str(path)).model
     model = ArgonneModel(config)
