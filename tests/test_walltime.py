@@ -33,8 +33,9 @@ END_S = datetime(2026, 11, 26, 9).timestamp()
         (SCONTROL, END_S),
         (SCONTROL.replace("2026-11-26T09:00:00", "Unknown"), None),
         (SCONTROL.replace("2026-11-26T09:00:00", "NONE"), None),
+        (SCONTROL.replace("2026-11-26T09:00:00", "N/A"), None),
     ],
-    ids=["limit", "unknown", "none"],
+    ids=["limit", "unknown", "none", "not-applicable"],
 )
 def test_scontrol_tells_the_end(text, wanted):
     assert parse_scontrol(text) == wanted
@@ -49,8 +50,9 @@ def test_scontrol_tells_the_end(text, wanted):
         (QSTAT.replace("= 08:00:00", "= 100:00:00"), END_S + 92 * 3600),
         (QSTAT.replace("= 08:00:00", "= 08:0\n\t0:00"), END_S),  # a long value goes on in the next line
         (QSTAT.replace("Resource_List.walltime", "Resource_List.ncpus"), None),
+        (QSTAT.replace("= 08:00:00", "= unlimited"), None),
     ],
-    ids=["openpbs", "torque", "etime", "days", "folded", "no-limit"],
+    ids=["openpbs", "torque", "etime", "days", "folded", "no-limit", "unlimited"],
 )
 def test_qstat_tells_start_and_walltime(text, wanted):
     assert parse_qstat(text) == wanted
@@ -118,6 +120,39 @@ def test_pbs_is_asked_for_its_job(commands):
     end = job_end(None, {"PBS_JOBID": "12.server"})
     assert (end.at_s, end.source) == (END_S, "qstat -f")
     assert commands.asked() == ["-f", "12.server"]
+
+
+@pytest.mark.parametrize("said", ["Unknown", "nan", "9" * 400])
+def test_an_end_in_the_environment_that_is_no_time_is_told(said):
+    with pytest.raises(
+        UserError, match=r"^SLURM_JOB_END_TIME does not say when the job ends \(.*\): none is known; give"
+    ):
+        job_end(None, {"SLURM_JOB_END_TIME": said})
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "text"),
+    [
+        ("scontrol", "SLURM_JOB_ID", SCONTROL.replace("EndTime=2026-11-26T09:00:00", "EndTime=tomorrow")),
+        ("qstat", "PBS_JOBID", QSTAT.replace("stime = Thu Nov", "stime = Do Nov")),
+        ("qstat", "PBS_JOBID", QSTAT.replace("= 08:00:00", "= long")),
+        ("qstat", "PBS_JOBID", QSTAT.replace("= 08:00:00", f"= {'9' * 30}:00:00")),
+    ],
+)
+def test_an_answer_that_is_not_understood_is_told(commands, name, variable, text):
+    commands(name, text)
+    with pytest.raises(
+        UserError, match=rf"^{name} .*does not say when the job ends \(.+\): none is known; give --deadline"
+    ):
+        job_end(None, {variable: "12"})
+
+
+def test_a_batch_system_is_asked_in_english(commands, tmp_path):
+    commands("scontrol", SCONTROL)
+    path = tmp_path / "scontrol"
+    path.write_text(path.read_text().replace("#!/bin/sh\n", f'#!/bin/sh\necho "$LC_ALL" > {tmp_path}/language\n'))
+    job_end(None, {"SLURM_JOB_ID": "81723"})
+    assert (tmp_path / "language").read_text() == "C\n"
 
 
 def test_a_job_without_a_limit_and_no_job_have_no_end(commands):

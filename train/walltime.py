@@ -1,9 +1,10 @@
 """When a run's job ends: what the user says, or what Slurm or PBS know of the job that this process is in."""
 
+import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -33,21 +34,31 @@ def job_end(deadline: str | None, environment: Mapping[str, str]) -> JobEnd | No
     if deadline is not None:
         return JobEnd(parse_deadline(deadline, time.time()), "--deadline")
     if end := environment.get("SLURM_JOB_END_TIME"):
-        return JobEnd(float(end), "SLURM_JOB_END_TIME")
+        return _understood("SLURM_JOB_END_TIME", float, end)
     for variable, command, parse in (
         ("SLURM_JOB_ID", ("scontrol", "show", "job"), parse_scontrol),
         ("PBS_JOBID", ("qstat", "-f"), parse_qstat),
     ):
         if job := environment.get(variable):
-            at_s = parse(_answer((*command, job)))
-            return None if at_s is None else JobEnd(at_s, " ".join(command))
+            return _understood(" ".join(command), parse, _answer((*command, job)))
     return None
+
+
+def _understood(source: str, parse: Callable[[str], float | None], text: str) -> JobEnd | None:
+    try:
+        at_s = parse(text)
+        end = None if at_s is None else JobEnd(at_s, source)
+        str(end)  # a time that cannot be shown is none
+    except (ValueError, OverflowError, OSError) as error:
+        raise UserError(f"{source} does not say when the job ends ({error}): none is known; give --deadline") from None
+    return end
 
 
 def _answer(command: tuple[str, ...]) -> str:
     said = f"`{' '.join(command)}`"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        plain = os.environ | {"LC_ALL": "C"}  # names of days and months are English
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=plain)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"{said} does not say when the job ends ({error}): none is known; give --deadline") from None
     if done.returncode:
@@ -105,7 +116,7 @@ def parse_scontrol(text: str) -> float | None:
     Raises: UserError if it does not say.
     """
     end = _field(r"\bEndTime=(\S+)", text, "scontrol show job", "EndTime")
-    return None if end in ("Unknown", "NONE", "None") else datetime.fromisoformat(end).timestamp()
+    return None if end in ("Unknown", "UNLIMITED", "NONE", "None", "N/A") else datetime.fromisoformat(end).timestamp()
 
 
 def parse_qstat(text: str) -> float | None:
@@ -117,7 +128,7 @@ def parse_qstat(text: str) -> float | None:
     """
     text = re.sub(r"\n\t", "", text)  # long values go on in the next line
     walltime = re.search(r"^\s*Resource_List\.walltime = (\S+)", text, re.MULTILINE)
-    if walltime is None:
+    if walltime is None or walltime[1].lower() in ("unlimited", "infinite"):
         return None
     starts = (re.search(rf"^\s*{name} = (.+)$", text, re.MULTILINE) for name in ("stime", "start_time"))
     known = next((start[1] for start in starts if start), None)
