@@ -37,7 +37,12 @@ from train.checkpoint_directory import MANIFEST_NAME, checkpoints, damage, step_
 from train.tensors import training_tensors
 
 RANKS, STEPS = 2, 3
-IDENTITY = {"recipe": {"training": {"seed": 1}}, "dataset": "d", "packing": None, "tokenizer": "t"}
+IDENTITY = {
+    "recipe": {"training": {"seed": 1}, "data": {"sequence_length": 16}},
+    "dataset": "d",
+    "packing": None,
+    "tokenizer": "t",
+}
 HUNG_AFTER_S = 60.0
 HUNG = 99
 

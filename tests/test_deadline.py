@@ -95,7 +95,7 @@ def execute_until(tokens, run, left_s, **changes):
 
 
 def test_a_run_ends_saved_before_its_deadline_by_the_margin_of_its_recipe(tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.run.guessed_save_s", lambda _: 1.0)
+    monkeypatch.setattr("train.lifecycle.guessed_save_s", lambda _: 1.0)
     for margin_s in (7.0, 2.0):
         run, began = tmp_path / f"run-{margin_s}", time.monotonic()
         progress, events = execute_until(tokens, run, 14.0, recovery__deadline_margin_s=margin_s, checkpoint__every=5)

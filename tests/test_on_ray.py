@@ -217,9 +217,9 @@ def test_a_killed_node_and_a_killed_worker_are_noticed_and_their_shards_written_
         return found
 
     killer = threading.Thread(target=await_that, args=(kill_a_worker, process))
-    await_that((tmp_path / "out/00000.json").exists, process)
     killer.start()
     held = hold_one(data, process, nodes, "2.parquet")  # in the middle of its shard
+    await_that(lambda: list((tmp_path / "out").glob("[0-9]*.json")), process)
     cluster.remove_node(nodes[parent_of(held)], allow_graceful=False)
     os.kill(held, signal.SIGKILL)  # a machine takes its processes with it
     try:

@@ -1,6 +1,5 @@
 """Checkpoints of two ranks under faults: of every call to the operating system, kills at any moment, rotten bits."""
 
-import itertools
 import json
 import os
 import random
@@ -16,12 +15,12 @@ from shared.storage import read_sealed
 from tests.helpers import REPOSITORY
 from tests.test_checkpoint import saved
 from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
+from train.backoff import Backoff
 from train.checkpoint_directory import MANIFEST_NAME, damage, newest
 from train.checkpoint_save import SaveError
 from train.metrics import read_metrics
 from train.preflight import RunRequest, prepare
 from train.run import execute
-from train.single import SingleStrategy
 
 QUICK = {
     "synchronous": ["exit:changes:1:5:0", "power:changes:1:6:0", "names:changes:1:7:0", "exit:changes:1:4:1"],
@@ -132,15 +131,15 @@ def tokens(tmp_path_factory):
 def run(tokens, directory, asynchronous, full=()):
     """Steps and events of a run of eight steps that saves each second one; the disk is full in the steps `full`."""
     config = recipe(training__total_steps=8, checkpoint__every=2, checkpoint__asynchronous=asynchronous)
-    steps, forward_backward = itertools.count(1), SingleStrategy.forward_backward
+    forward_backward = Backoff.forward_backward
 
-    def on_a_small_disk(strategy, batch):
-        limit_files(20_000 if next(steps) in full else None)  # a checkpoint has 170,000
-        return forward_backward(strategy, batch)
+    def on_a_small_disk(backoff, step, batch):
+        limit_files(20_000 if step in full else None)  # a checkpoint has 170,000
+        return forward_backward(backoff, step, batch)
 
     try:
         with group_of_one(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(SingleStrategy, "forward_backward", on_a_small_disk)
+            patch.setattr(Backoff, "forward_backward", on_a_small_disk)
             execute(prepare(RunRequest(tokens, directory, config), 1), torch.device("cpu"), unasked())
     finally:
         limit_files()

@@ -81,6 +81,15 @@ class Findings:
         return Found(trials, told["fits"], told["at_most"], told["is_eager"], told["reason"])
 
 
+def largest_allowed(path: Path) -> int | None:
+    """The microbatch that no start of the run goes above since a larger one ran out of memory, if one did."""
+    try:
+        at_most: int | None = read_sealed(path)["at_most"]
+    except (FileNotFoundError, FormatError):
+        return None
+    return at_most
+
+
 def _situation(config: RunConfig, layout: Layout, device: torch.device) -> dict[str, Any]:
     """All that the fastest microbatch, and the largest that fits, may depend on."""
     cores = f"{os.cpu_count()} cores"

@@ -1,6 +1,7 @@
 """Runs the processes of a run on this machine, starts them again when one dies, and says how it all ended."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -14,8 +15,9 @@ from shared.errors import UserError
 from shared.locks import exclusive
 from shared.storage import write_file
 from train.checkpoint_directory import newest_step
+from train.findings import MICROBATCH_NAME, largest_allowed
 from train.metrics import RunLog
-from train.outcome import OUT_OF_MEMORY, REQUEUE, State, nothing_to_do, read_state, write_state
+from train.outcome import REQUEUE, State, nothing_to_do, read_state, write_state
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME
 from train.ranks import ERROR_FILE, Failure, run_ranks
 from train.signals import Signals
@@ -47,7 +49,7 @@ class Launch:
     arguments: Sequence[str]
     """Of `python -m train run`."""
     max_restarts: int
-    """Of those after which no checkpoint further on was made."""
+    """Of those after which there was neither a checkpoint further on nor a smaller microbatch."""
 
     def __call__(self, signals: Signals) -> int:
         """Run it and return the exit code.
@@ -58,7 +60,7 @@ class Launch:
             print(done)
             return 0
         os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // self.num_processes, 1)))
-        failure, restarts, in_vain, reached = None, 0, 0, self._saved_step()
+        failure, restarts, in_vain, reached = None, 0, 0, self._reached()
         while not signals.received:
             failure = run_ranks(self.arguments, self.num_processes, restarts, signals)
             if failure is None:
@@ -66,16 +68,19 @@ class Launch:
             if failure.exit_code == 2:
                 print(f"error: {failure.message}", file=sys.stderr)
                 return 2
-            before, reached = reached, self._saved_step()
-            if failure.exit_code != OUT_OF_MEMORY:  # each of those has halved the microbatch: they end by themselves
-                in_vain = 1 if reached > before else in_vain + 1
+            before, reached = reached, self._reached()
+            in_vain = 1 if reached > before else in_vain + 1
             if signals.received:
                 break
             if in_vain > self.max_restarts:
-                return self._given_up(failure, reached)
+                return self._given_up(failure, reached[0])
             restarts += 1
-            self._tell_restart(failure, reached, in_vain)
-        return self._stopped(signals.received[0].name, reached, failure)
+            self._tell_restart(failure, reached[0], in_vain)
+        return self._stopped(signals.received[0].name, reached[0], failure)
+
+    def _reached(self) -> tuple[int, float]:
+        """How far the run is: the step of its newest checkpoint, then how small its microbatch is."""
+        return self._saved_step(), -(largest_allowed(self.run / MICROBATCH_NAME) or math.inf)
 
     def _saved_step(self) -> int:
         return newest_step(self.run / CHECKPOINTS_NAME)
