@@ -45,7 +45,7 @@ def receive() -> None:
 
 PLACES: dict[str, tuple[Any, str]] = {
     "setup": (train.run, "build_optimizer"),
-    "resume": (Checkpoints, "newest"),
+    "resume": (Checkpoints, "recover"),
     "fetch": (ChunkReader, "fetch"),
     "reader": (ChunkReader, "_read"),  # its thread
     "forward": (Block, "forward"),

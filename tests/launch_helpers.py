@@ -27,8 +27,9 @@ def records(run: Path) -> list[list]:
 
 
 def arguments(tokens: Path, directory: Path, **changes) -> list[object]:
-    """Of `train run` on two ranks, in `directory`/run."""
-    path = recipe_file(directory, **{"recovery__hang_timeout_s": 60.0, **changes})
+    """Of `train run` on two ranks, in `directory`/run. A save has ended when the next step begins."""
+    usual = {"recovery__hang_timeout_s": 60.0, "checkpoint__asynchronous": False}
+    path = recipe_file(directory, **{**usual, **changes})
     return [tokens, directory / "run", "--recipe", path, "--nproc", 2]
 
 

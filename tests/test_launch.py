@@ -53,7 +53,13 @@ def test_a_run_that_gets_nowhere_is_given_up(tokens, tmp_path):
 def test_bare_torchrun_brings_a_run_back_whose_rank_was_killed(tokens, tmp_path):
     changes = {"training__total_steps": 8, "checkpoint__every": 2}
     command = [*("--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=0.1"), "-m", "tests.faulty_rank"]
-    command += ["optimizer", "kill", "0", "4", *map(str, arguments(tokens, tmp_path, **changes))]
+    command += [
+        "optimizer",
+        "kill",
+        "0",
+        "4",
+        *map(str, arguments(tokens, tmp_path, **changes)[:-2]),
+    ]  # torchrun has it
     done = run_cli("torch.distributed.run", *command, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
