@@ -20,12 +20,12 @@ import torch.distributed as dist
 import train.loop
 import train.run
 import train.step
+from train.backoff import Backoff
 from train.checkpoint import Checkpoints
 from train.data import ChunkReader
 from train.model import Block
 from train.outcome import OUT_OF_MEMORY
 from train.signals import SIGNALS
-from train.single import SingleStrategy
 
 LONG_S = 10_000
 SLOW_S = 0.05
@@ -51,7 +51,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "forward": (Block, "forward"),
     "optimizer": (torch.optim.AdamW, "step"),
     "agree": (train.step, "gather_rows"),
-    "validate": (SingleStrategy, "evaluate"),
+    "validate": (Backoff, "evaluate"),
     "save": (Checkpoints, "save"),
 }
 FAULTS: dict[str, Callable[[], object]] = {

@@ -20,7 +20,7 @@ from train.preflight import RunRequest, prepare
 from train.recovery import StopRequest
 from train.run import execute
 
-PLACES = {**PLACES, "trial": (microbatch, "_seconds")}
+PLACES = {**PLACES, "trial": (microbatch, "try_out")}
 
 
 @contextmanager
