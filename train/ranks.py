@@ -69,15 +69,19 @@ def run_ranks(arguments: Sequence[str], num_processes: int, restarts: int, signa
 def culprit(exit_codes: Mapping[int, int]) -> int:
     """The rank that best tells why all ended, of exit codes in the order in which they were seen.
 
-    One that was killed, hung or out of memory, then one that has a message, then one that may only have missed others.
+    One that was killed, hung or out of memory, then one that has a message, then one that may only have missed others,
+    or got the SIGTERM that ends what is left.
 
     >>> culprit({0: 1, 1: -9}), culprit({0: 1, 1: 71}), culprit({0: 1, 1: 2}), culprit({1: 0, 0: 1})
     (1, 1, 1, 0)
+    >>> culprit({1: -15, 0: 2})
+    0
     """
 
     def weight(rank: int) -> int:
         code = exit_codes[rank]
-        return 0 if code < 0 or code in MEANINGS else 1 if code == 2 else 2 if code else 3
+        was_killed = code < 0 and code != -signal.SIGTERM
+        return 0 if was_killed or code in MEANINGS else 1 if code == 2 else 2 if code else 3
 
     return min(exit_codes, key=weight)
 
