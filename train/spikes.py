@@ -47,8 +47,8 @@ def robust_score(value: float, others: list[float], least_spread: float) -> floa
 
     The deviation is estimated by the median of the distances from the median; 0 with fewer than LEAST others.
 
-    >>> robust_score(9.0, [4.0, 5.0, 6.0] * 8, 0.01)
-    2.698...
+    >>> round(robust_score(9.0, [4.0, 5.0, 6.0] * 8, 0.01), 3)
+    2.698
 
     Source: B. Iglewicz and D. Hoaglin, How to Detect and Handle Outliers, 1993 (the modified z-score).
     """
