@@ -24,7 +24,8 @@ LOCK_NAME = ".lock"
 THEFT_NAME = ".lock-theft"  # held for a moment, so that thieves come one after the other
 TOGETHER = b"several\n"  # have the lock at once: who they are is not in this file
 PATIENCE_S = 2.0  # for an owner to write its name, or a thief to end
-POLL_S = 0.02
+POLL_S, SETTLE_S = 0.02, 0.1
+BEGAN_S = time.time()  # of this process: nobody who came later is robbed, or of several thieves each would rob the last
 
 
 @contextmanager
@@ -122,6 +123,8 @@ def _lock(path: Path, how: int) -> _LockFile | None:
 def _steal(path: Path, how: int) -> _LockFile | None:
     """A locked and signed file in the place of the one at `path`; None if another thief came first."""
     seen, end_s = read_bytes(path), time.monotonic() + PATIENCE_S
+    if (owner := owner_in(seen)) is not None and owner.since_s > BEGAN_S:
+        return None
     while (theft := _lock(path.with_name(THEFT_NAME), fcntl.LOCK_EX)) is None:
         if time.monotonic() >= end_s:
             return None
@@ -141,6 +144,7 @@ def _steal(path: Path, how: int) -> _LockFile | None:
 
 def _in_use(path: Path, what: str) -> str:
     """Who has the lock at `path`, and what to do."""
+    time.sleep(SETTLE_S)  # who has just got the lock may not have signed yet
     end_s = time.monotonic() + PATIENCE_S
     while not (contents := read_bytes(path)) and time.monotonic() < end_s:
         time.sleep(POLL_S)
