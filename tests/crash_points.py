@@ -5,20 +5,19 @@ After each fault the same command runs again, and what it leaves must be, byte f
 """
 
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import sys
-import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
-from shared.errors import UserError
 from tests.faults import CRASHED, Fault, FaultySystem
+from tests.helpers import outcome_of
 from tests.kills import differences
 from tests.throwaway import write_input, write_tokenizer
 
@@ -101,22 +100,12 @@ class Harness:
 
     def _live(self, fault: Fault | None) -> None:
         """The process of one run; it does not return."""
-        code, said = 1, io.StringIO()
         faulty = FaultySystem(fault, self.aside).install() if fault else None
-        try:
-            with redirect_stdout(said), redirect_stderr(said):
-                self.job(self.out)
-            code = 0
-        except UserError as error:
-            code = 2
-            print(f"error: {error}", file=said)
-        except BaseException:
-            traceback.print_exc(file=said)
-        finally:
-            self.said.write_text(said.getvalue())
-            if faulty and faulty.has_struck:
-                (self.aside / "struck").touch()
-            os._exit(code)
+        code, said = outcome_of(partial(self.job, self.out))
+        self.said.write_text(said)
+        if faulty and faulty.has_struck:
+            (self.aside / "struck").touch()
+        os._exit(code)
 
 
 def state_of(directory: Path) -> State:
@@ -140,9 +129,9 @@ def build_and_pack(data: Path, tokenizer: Path) -> Job:
     settings = BuildSettings(32, "text", SHARD_BYTES, selection=selection)
     execution = Execution(engines=EngineSettings("tokenizers", num_threads=1))
     few_texts = parity.odd_texts()[:20]
-    parity.odd_texts = lambda *_: few_texts  # a third of the time, and no call to the system
 
     def job(out: Path) -> None:
+        parity.odd_texts = lambda *_: few_texts  # a third of the time, and no call to the system; of this fork alone
         build(str(data), out, settings, TokenizerSettings(str(tokenizer)), execution)
         pack(out, PackSettings(32, workers=1))
 

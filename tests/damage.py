@@ -1,15 +1,13 @@
 """Bits that flip and files that are cut short, one at a time, and whether whoever looks says so by name."""
 
-import io
 import os
 import random
 import re
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 
-from shared.errors import UserError
+from tests.helpers import outcome_of
 from tests.kills import Result
 
 REMEDY = re.compile(
@@ -72,17 +70,7 @@ def seen_by(look: Look) -> tuple[int, str]:
 
 def _look(look: Look, pipe: int) -> None:
     """The fork's life; it does not return."""
-    code, said = 1, io.StringIO()
-    try:
-        with redirect_stdout(said), redirect_stderr(said):
-            look()
-        code = 0
-    except UserError as error:
-        code = 2
-        print(f"error: {error}", file=said)
-    except BaseException:
-        traceback.print_exc(file=said)
-    finally:
-        with open(pipe, "wb") as file:
-            file.write(said.getvalue().encode())
-        os._exit(code)
+    code, said = outcome_of(look)
+    with open(pipe, "wb") as file:
+        file.write(said.encode())
+    os._exit(code)

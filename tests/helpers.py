@@ -1,12 +1,14 @@
 """What several test modules share."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from shared.errors import UserError
 from shared.format import TOKENIZER_NAME, open_documents, open_tokens, read_index
 
 REPOSITORY = Path(__file__).parent.parent
@@ -155,6 +158,21 @@ def another_process(code: str, *arguments: object) -> Iterator[subprocess.Popen[
             yield process
         finally:
             process.kill()
+
+
+def outcome_of(work: Callable[[], object]) -> tuple[int, str]:
+    """The exit code that a command would have that does `work`, and all that it says; for a fork about to end."""
+    code, said = 1, io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            work()
+        code = 0
+    except UserError as error:
+        code = 2
+        print(f"error: {error}", file=said)
+    except BaseException:
+        traceback.print_exc(file=said)
+    return code, said.getvalue()
 
 
 def on_ranks(num_processes: int, module: str, argument: object) -> None:
