@@ -138,7 +138,7 @@ def show(results: list[Result]) -> None:
 
 
 def main() -> int:
-    """Exit code 0, or 1 if anything was lost, changed or passed over in silence."""
+    """Exit code 0, 1 if anything was lost, changed or passed over in silence, 2 if it is asked for wrongly."""
     parts = ("faults", "bits", "builds", "runs")  # the first two fork, which what the others load would not bear
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path(), help="the storage to try: a directory is made in it")
@@ -147,6 +147,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="a part of it")
     parser.add_argument("--json", type=Path, help="write the results there")
     asked = parser.parse_args()
+    if not asked.data_dir.is_dir():
+        parser.error(f"--data-dir {asked.data_dir} is no directory: name one that is there, on the storage to try")
+    if asked.kills < 1:
+        parser.error(f"--kills is {asked.kills}: at least 1 is wanted")
     work = Path(mkdtemp(prefix="argonne-chaos-", dir=asked.data_dir)).absolute()
     chaos, results = Chaos(work, asked.kills, asked.seed), []
     for part in (part for part in parts if part in asked.only):

@@ -258,6 +258,7 @@ def test_sharded_ranks_start_again_from_the_checkpoint_with_half_the_microbatch(
         SHORTAGES=json.dumps(faults),
     )
     assert completed.returncode == 0, completed.stderr
+    assert completed.stderr.count(": all ranks start again with less at a time\n") >= len(faults)
     halves = [16, 8, 4, 2, 1]
     told = {(event["from"], event["to"], event["step"]) for event in events(tmp_path / "run", "backoff")}
     assert told == {(*halves[start : start + 2], fault["step"]) for start, fault in enumerate(faults)}

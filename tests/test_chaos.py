@@ -161,6 +161,20 @@ def test_damage_that_is_passed_over_or_told_without_a_name_is_told(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"12"
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--data-dir", "/no/such"], "--data-dir /no/such is no directory: name one that is there, on the storage to"),
+        (["--kills", "0"], "--kills is 0: at least 1 is wanted"),
+    ],
+)
+def test_chaos_that_cannot_be_is_told(monkeypatch, capsys, options, told):
+    monkeypatch.setattr(sys, "argv", ["chaos", *options])
+    with pytest.raises(SystemExit, match="2"):
+        chaos.main()
+    assert told in capsys.readouterr().err
+
+
 def test_chaos_that_found_something_keeps_it_and_exits_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["chaos", "--data-dir", str(tmp_path), "--only", "bits", "--kills", "3"])
     monkeypatch.setattr(chaos.Chaos, "bits", lambda self: [Result("a fault", 1200, ["lost it"], "bytes")])

@@ -12,7 +12,7 @@ from shared.locks import exclusive
 from shared.system import system
 from tests.helpers import run_cli
 from tests.train_helpers import recipe
-from train import disk, machine
+from train import disk, machine, smoke
 from train.disk import examine_disk, file_system, has_locks, has_renames, nearest
 from train.doctor import Patient, doctor, examine
 from train.finding import finding, worst
@@ -194,6 +194,16 @@ def test_ranks_that_die_and_ranks_that_hang_are_named_and_none_is_left(tmp_path,
     hanging = Ranks(2)
     assert hanging.wait(0.5) == "no end within 0.5 s"
     assert all(rank.poll() is not None for rank in (*dying._ranks, *hanging._ranks))
+
+
+def test_ranks_that_add_or_learn_otherwise_are_told():
+    smoke.check_sum(3.0, 2)
+    with pytest.raises(RuntimeError, match=r"^ranks 1 to 2 add up to 2, not 3$"):
+        smoke.check_sum(2.0, 2)
+    smoke.check_losses([(2.0, 1.0), (2.0, 1.0)])
+    for seen in ([(2.0, 1.0), (2.0, 1.5)], [(2.0, float("nan"))] * 2, [(2.0, 1.0), (float("inf"), 1.0)]):
+        with pytest.raises(RuntimeError, match=r"^the losses of one step on 2 ranks are .*: they are to be finite and"):
+            smoke.check_losses(seen)
 
 
 def test_a_step_that_does_not_lower_the_loss_is_a_problem(monkeypatch, no_ranks):

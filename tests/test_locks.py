@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+from preprocess.__main__ import main
 from shared import locks
 from shared.claims import adopt, held
 from shared.directories import move, remove_file, remove_tree
@@ -257,6 +259,34 @@ def test_of_eight_that_start_at_once_exactly_one_goes_on_and_the_others_name_it(
         others = [line for line in said if line != "done\n"]
         assert all(f"(process {winner} on " in line or f" by process {winner} on " in line for line in others), said
         assert (there / "log").read_text() == "I had it alone\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "held_name"),
+    [
+        (["finish", "DATA", "OUT", "--chunk-length", "64"], "."),
+        (["duplicates", "DATA", "OUT", "--chunk-length", "64"], "."),
+        (["tokenize", "DATA", "OUT", "--chunk-length", "64", "--part", "1/2"], "."),
+        (["pack", "OUT", "--length", "8"], "packings/best-fit-8"),
+    ],
+    ids=["finish", "duplicates", "part", "pack"],
+)
+def test_every_command_that_holds_a_directory_can_steal_it(
+    small_input, small_tokens, tmp_path, begun_last, capsys, command, held_name
+):
+    out = tmp_path / "out"
+    shutil.copytree(small_tokens, out)
+    (out / held_name).mkdir(parents=True, exist_ok=True)
+    if command[0] == "duplicates":  # comes before the shards
+        for path in out.glob("[0-9i]*"):
+            path.unlink()
+    words = [{"DATA": str(small_input), "OUT": str(out)}.get(word, word) for word in command]
+    if "DATA" in command:
+        words += ["--shard-megabytes", str(100_000 / (1 << 20))]
+    with another_process(HOLD, out / held_name, "exclusive") as holder:
+        assert main(words) == 2
+        assert f" (process {holder.pid} on " in capsys.readouterr().err
+        assert main([*words, "--steal"]) == 0, capsys.readouterr().err
 
 
 def test_a_build_that_is_stopped_and_stolen_from_ends_without_another_byte(

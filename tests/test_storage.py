@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.directories import remove_tree
-from shared.errors import FormatError
+from shared.errors import FormatError, StorageError
+from shared.files import read_bytes
 from shared.storage import (
     read_sealed,
     seal,
@@ -16,6 +19,7 @@ from shared.storage import (
     write_large_sealed,
     write_sealed,
 )
+from shared.system import system
 from tests.helpers import another_process
 
 DOCUMENT = {"format": "argonne-tokens", "text": 'caf\u00e9 \\ "q"', "n": -12, "x": 1.5e-7, "list": [1, True, None, {}]}
@@ -181,6 +185,25 @@ def test_json_without_its_own_seal_is_refused(tmp_path, document):
     (tmp_path / "sealed.json").write_text(json.dumps(document))
     with pytest.raises(FormatError, match=r"sealed\.json does not match its own checksum: it was damaged or edited; "):
         read_sealed(tmp_path / "sealed.json")
+
+
+@pytest.mark.parametrize(("stumbles", "is_read"), [(3, True), (4, False)])
+def test_a_read_is_asked_for_four_times_before_it_fails_by_name(tmp_path, monkeypatch, stumbles, is_read):
+    (tmp_path / "file").write_bytes(b"contents")
+    read, calls = system.read, itertools.count(1)
+
+    def stumble(*arguments):
+        if next(calls) <= stumbles:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(*arguments)
+
+    monkeypatch.setattr(system, "read", stumble)
+    if is_read:
+        assert read_bytes(tmp_path / "file") == b"contents"
+        return
+    message = r"file cannot be read \(Input/output error, 4 times in a row\): look at the disk or the network it is"
+    with pytest.raises(StorageError, match=message):
+        read_bytes(tmp_path / "file")
 
 
 def test_an_absent_sealed_document_is_the_readers_question(tmp_path):

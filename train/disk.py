@@ -12,8 +12,8 @@ from shared.locks import exclusive
 from shared.storage import write_file
 from shared.terminal import safe_text
 from train.finding import Finding, finding
+from train.machine import GIB
 
-GIB = 1 << 30
 OF_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 UNKNOWN = "a file system unknown"
 SKEW_S = 5.0

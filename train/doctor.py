@@ -16,11 +16,11 @@ from shared.locks import LOCK_NAME
 from shared.storage import sha256_file
 from train.checkpoint_directory import newest_step
 from train.config import RunConfig
-from train.disk import GIB, examine_disk
+from train.disk import examine_disk
 from train.finding import EXIT_CODES, Finding, finding, worst
 from train.golden import check_tokenizer
 from train.layout import num_parameters
-from train.machine import address_space_limit, examine_machine, file_size_limit
+from train.machine import GIB, address_space_limit, examine_machine, file_size_limit
 from train.preflight import CHECKPOINTS_NAME, RunRequest, prepare
 from train.smoke import Ranks, Smoke
 

@@ -115,8 +115,7 @@ def main() -> None:
     dist.init_process_group(backend, f"file://{os.environ[MEETING]}", rank=rank, world_size=size)
     total = torch.tensor([float(rank + 1)], device=device)
     dist.all_reduce(total)
-    if total.item() != size * (size + 1) / 2:
-        raise RuntimeError(f"ranks 1 to {size} add up to {total.item()}, not {size * (size + 1) // 2}")
+    check_sum(total.item(), size)
     group_s = time.perf_counter() - began
     losses, step_s = _step(device, size)
     found = Smoke(device.type, backend, size, group_s, losses, step_s)
@@ -144,10 +143,20 @@ def _step(device: torch.device, size: int) -> tuple[tuple[float, float], float]:
     after = strategy.evaluate(batch)
     losses = (before.item(), after.item())
     step_s = time.perf_counter() - began
-    seen = gather(losses)
-    if len(set(seen)) > 1 or not all(map(math.isfinite, losses)):
-        raise RuntimeError(f"the losses of one step on {size} ranks are {seen}: they are to be finite and alike")
+    check_losses(gather(losses))
     return losses, step_s
+
+
+def check_sum(total: float, size: int) -> None:
+    """Raises: RuntimeError if `total` is not what the numbers 1 to `size`, one of each rank, add up to."""
+    if total != size * (size + 1) / 2:
+        raise RuntimeError(f"ranks 1 to {size} add up to {total:g}, not {size * (size + 1) // 2}")
+
+
+def check_losses(seen: list[tuple[float, float]]) -> None:
+    """Raises: RuntimeError if the losses that each rank has seen are not all finite and alike."""
+    if len(set(seen)) > 1 or not all(math.isfinite(loss) for losses in seen for loss in losses):
+        raise RuntimeError(f"the losses of one step on {len(seen)} ranks are {seen}: they are to be finite and alike")
 
 
 if __name__ == "__main__":
