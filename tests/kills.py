@@ -97,7 +97,8 @@ def kill_at_random(
         if may_kill and not command.has_ended(drawn.uniform(0, whole_s)):
             command.kill()
             result.tries, in_a_row = result.tries + 1, in_a_row + 1
-            print(f"\r{name}: {result.tries} of {kills}", end="", file=sys.stderr, flush=True)
+            if sys.stderr.isatty():
+                print(f"\r{name}: {result.tries} of {kills}", end="", file=sys.stderr, flush=True)
             continue
         code, said = command.finish()
         result.problems += [f"after {in_a_row} kills: {problem}" for problem in problems_now()]
