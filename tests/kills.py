@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from shared.directories import written_name
 from shared.storage import sha256_file
 from tests.helpers import REPOSITORY
 
@@ -141,8 +142,13 @@ def differences(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
 
 
 def trained(run: Path) -> dict[str, str]:
-    """What a finished run has learned and from what: the files of its checkpoints, and every step's loss and digest."""
-    files = {str(path.relative_to(run)): sha256_file(path) for path in sorted(run.glob("checkpoints/step-*/*.distcp"))}
+    """What a finished run has learned and from what: the files of its checkpoints, and every step's loss and digest.
+
+    What a killed save has left is no checkpoint; it is there for ten minutes, in case somebody still writes it.
+    """
+    saved = [path for path in sorted(run.glob("checkpoints/step-*")) if written_name(path.name) is None]
+    paths = (path for directory in saved for path in (*sorted(directory.glob("*.distcp")), directory / ".metadata"))
+    files = {str(path.relative_to(run)): sha256_file(path) for path in paths}
     records = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
     steps = [(f"step {record['step']}", f"{record['loss']!r} {record['data_digest']}") for record in records]
     assert len(dict(steps)) == len(steps), "a step is told twice"

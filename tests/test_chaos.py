@@ -19,7 +19,7 @@ from shared.records import Selection
 from tests import chaos
 from tests.damage import cut, damage_files, flipped
 from tests.helpers import REPOSITORY, has_ended
-from tests.kills import Command, Result, kill_at_random
+from tests.kills import Command, Result, differences, kill_at_random, trained
 from tests.oracle import problems_of
 from tests.throwaway import write_input, write_tokenizer
 
@@ -159,6 +159,22 @@ def test_damage_that_is_passed_over_or_told_without_a_name_is_told(tmp_path):
         for found in problems(look):
             assert [f"exit code {code}: " in problem for problem in found] == [True] * 3
     assert (tmp_path / "file").read_bytes() == b"12"
+
+
+def test_what_a_killed_save_has_left_is_no_checkpoint_and_every_byte_of_one_counts(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5, "data_digest": "d"}\n')
+    for name in ("step-00000001", "step-00000002.0a1b2c3d.tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        for file in ("__0_0.distcp", ".metadata"):
+            (tmp_path / "checkpoints" / name / file).write_text(name)
+    before = trained(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints/step-00000002.0a1b2c3d.tmp")
+    assert trained(tmp_path) == before
+    assert before["step 1"] == "2.5 d"
+    for file in ("__0_0.distcp", ".metadata"):
+        (tmp_path / "checkpoints/step-00000001" / file).write_text("another")
+        assert differences(trained(tmp_path), before) == [f"checkpoints/step-00000001/{file} differs"]
+        (tmp_path / "checkpoints/step-00000001" / file).write_text("step-00000001")
 
 
 @pytest.mark.parametrize(
