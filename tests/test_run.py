@@ -52,7 +52,7 @@ KEYS = {
     *("step", "loss", "grad_norm", "tokens", "tokens_per_s", "data_wait_s", "mfu"),
     *("epoch", "shard", "offset", "data_digest"),
 }
-TIMES = {"tokens_per_s", "data_wait_s", "mfu", "step_s"}
+TIMES = {"tokens_per_s", "data_wait_s", "mfu", "step_s", "validation_s"}
 
 
 # in this process

@@ -67,8 +67,9 @@ def after_spike(parts: Parts, progress: Progress, scores: Mapping[str, float]) -
         _write_down(parts.log.directory, skip)
         discard_after(path)
     barrier()
+    undone = parts.log.done_since(earlier.step)
     parts.log.event(
-        "rollback", problem=f"back to step {earlier.step} and on behind the spike", step=step, to=earlier.step
+        "rollback", problem=f"back to step {earlier.step} and on behind the spike", step=step, to=earlier.step, **undone
     )
     parts.log.rewind(earlier.step)
     parts.spikes.restart(gather(parts.log.recent(WINDOW))[0])

@@ -22,7 +22,7 @@ from train.findings import MICROBATCH_NAME, Findings
 from train.heartbeat import Heartbeat
 from train.joining import join
 from train.layout import flops_per_token
-from train.lifecycle import claim, expect_end, failure_told, restarts, tell_end
+from train.lifecycle import claim, expect_end, failure_told, restarts, tell_end, told_of_process
 from train.loop import train
 from train.memory_errors import RankOutOfMemory
 from train.metrics import RunLog, measured_peak_flops
@@ -123,6 +123,7 @@ def _train(
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
+    where |= told_of_process() | log.undone
     log.event("start", **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}))
     if found := backoff.findings.found.told():
         log.event("microbatch", chosen=strategy.config.microbatch, **found)
