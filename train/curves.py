@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def extremes(values: Values, most: int) -> npt.NDArray[np.int64]:
     if len(values) <= most:
         return np.arange(len(values))
     edges = np.linspace(0, len(values), (most - 2) // 2 + 1).astype(np.int64)
-    stretches = [(values[low:high], low) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    stretches = [(values[low:high], low) for low, high in pairwise(edges)]
     found = [(low + stretch.argmin(), low + stretch.argmax()) for stretch, low in stretches]
     return np.unique([0, len(values) - 1, *np.ravel(found)])
 
@@ -119,7 +120,7 @@ def marks(recorded: Recorded) -> list[Mark]:
     tokens = recorded.tokens_at(steps)
     for event, step, token in zip(recorded.events, steps.tolist(), tokens.tolist(), strict=True):
         kind = kind_of(event)
-        if kind in found and step == step and len(found[kind]) < MOST_MARKS:
+        if kind in found and not np.isnan(step) and len(found[kind]) < MOST_MARKS:
             found[kind].append(Mark(kind, step, token, f"step {step:,.0f}: {told(event)}"))
     return [mark for kind in found.values() for mark in kind]
 
@@ -133,11 +134,37 @@ def kind_of(event: Mapping[str, Any]) -> str:
 
 
 def told(event: Mapping[str, Any]) -> str:
-    """An event in a few words, as a run prints it.
+    """An event in a few words.
 
     >>> told({"time": 1.0, "event": "save", "step": 5, "stall_s": 0.1})
     'save: stall_s 0.1'
     """
-    details = {name: value for name, value in event.items() if name not in ("time", "event", "step", "documents")}
-    said = event.get("problem") or ", ".join(f"{name} {value}" for name, value in details.items())
+    details = {name: value for name, value in event.items() if isinstance(value, str | int | float)}
+    said = ", ".join(f"{name} {value}" for name, value in details.items() if name not in ("time", "event", "step"))
+    said = event.get("problem") or event.get("layout") or said
     return f"{event['event']}: {said}"
+
+
+def documents_of(event: Mapping[str, Any]) -> dict[str, list[tuple[int, int]]]:
+    """The documents of an event as stretches of rows, first and last, by input file.
+
+    >>> documents_of({"documents": [{"source": "a", "rows": [3, 5]}, {"source": "a", "rows": [5, 9]}]})
+    {'a': [(3, 9)]}
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+    told = event.get("documents")
+    for source, first, last in sorted(filter(None, map(_rows, told if isinstance(told, list) else []))):
+        stretches = found.setdefault(source, [])
+        if stretches and first <= stretches[-1][1] + 1:
+            stretches[-1] = stretches[-1][0], max(stretches[-1][1], last)
+        else:
+            stretches.append((first, last))
+    return found
+
+
+def _rows(document: Any) -> tuple[str, int, int] | None:
+    match document:
+        case {"source": str(source), "rows": [int(first), int(last)]}:
+            return source, first, last
+        case _:
+            return None

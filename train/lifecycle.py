@@ -38,10 +38,9 @@ def restarts() -> int:
 
 def told_of_process() -> dict[str, Any]:
     """What a start tells of this rank: its machine, how many ranks there are, and how long it took to come here."""
+    told = {"host": socket.gethostname(), "ranks": world_size()}
     age_s = process_age_s()
-    return {"host": socket.gethostname(), "ranks": world_size()} | (
-        {} if age_s is None else {"setup_s": round(age_s, 3)}
-    )
+    return told if age_s is None else told | {"setup_s": round(age_s, 3)}
 
 
 def process_age_s() -> float | None:

@@ -60,7 +60,8 @@ class Recorded:
         """Tokens trained on after each of some steps, as far as the records tell."""
         if not self.num_steps:
             return np.zeros_like(steps)
-        return np.interp(steps, [0.0, *self.columns["step"]], [0.0, *self.columns["tokens"]])
+        known, tokens = (np.concatenate([[0.0], self.columns[name]]) for name in ("step", "tokens"))
+        return np.asarray(np.interp(steps, known, tokens))
 
 
 def read_run(run: Path, digests_of: Iterable[int] = ()) -> Recorded:
