@@ -17,7 +17,7 @@ MOST_INPUTS = 100
 
 @dataclass(frozen=True)
 class Link:
-    """One thing by its hash, and how it is known to belong to the others; `fits` is None where that was not looked at."""
+    """One thing by its hash, and how it is known to belong to the others; `fits` is None where nobody looked."""
 
     what: str
     hash: str

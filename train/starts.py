@@ -71,7 +71,7 @@ def starts_of(recorded: Recorded, now_s: float) -> list[Start]:
     if len(afters) < len(places):
         recorded.problems.append("a start in events.jsonl tells no step: no start is told of")
         return []
-    ends = [*places[1:], len(events)]
+    ends = [*places, len(events)][1:]
     last_step = int(recorded.columns["step"][-1]) if recorded.num_steps else 0
     starts = []
     for count, (place, end) in enumerate(zip(places, ends, strict=True)):
