@@ -9,6 +9,7 @@ from shared.page import Html, Section, element, facts, joined, page, table
 from train.chain import Link
 from train.drawing import stacked
 from train.lost_time import CAUSES
+from train.preflight import flatten
 from train.report_plots import plot_section
 from train.starts import changes_of, machine_of
 from train.study import MOST_NOTABLE, Difference, Study
@@ -125,7 +126,8 @@ def _time(study: Study) -> Html:
         )
         for cause, share_s in seconds.items()
     ]
-    rows.append(("all", duration(total_s), "100.0%", "from its first process to its end, or its last sign of life"))
+    whole = "from its first process to its end, or its last sign of life"
+    rows.append((Html("all"), duration(total_s), "100.0%", whole))
     columns = ["part", "time", "share", "what that is"]
     return joined([bar, table(columns, rows, label=f"Time of {study.name}", numbers=columns[1:3]), *unknown])
 
@@ -184,8 +186,6 @@ def _difference(difference: Difference) -> tuple[str, str, str]:
 
 def _between(one: Study, other: Study) -> Section:
     """What is different in the recipes of two runs."""
-    from train.preflight import flatten
-
     before, now = flatten(dict(one.recorded.recipe)), flatten(dict(other.recorded.recipe))
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     rows = [_difference(Difference(name, before.get(name), now.get(name))) for name in names]
@@ -200,7 +200,7 @@ def _hashes(study: Study) -> Html:
 def _link(link: Link) -> Html:
     state = {True: element("span", " fits", class_="good"), False: element("span", " does not fit", class_="bad")}
     parts = [
-        element("li", element("code", name), " ", element("span", hash, class_="hash")) for name, hash in link.parts
+        element("li", element("code", name), " ", element("span", digest, class_="hash")) for name, digest in link.parts
     ]
     return element(
         "li",
