@@ -18,8 +18,9 @@ from shared.terminal import safe_text
 from train.curves import KINDS, kind_of
 from train.metrics import read_metrics
 from train.recorded import Values
-from train.report_page import duration, report_page
+from train.report_page import report_page
 from train.study import Study, study
+from train.wording import duration
 
 PAGE_NAME, COMPARED_NAME = "report.html", "compared.html"
 PLOT_NAME = "loss.png"
