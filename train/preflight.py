@@ -127,6 +127,10 @@ def _check_device(request: RunRequest) -> None:
     check_profiling(request.profile, request.memory_snapshot)
     if request.config.training.precision == "float8":
         check_float8()
+    if request.config.strategy == "pipeline":
+        from train.stage import check_pipelining
+
+        check_pipelining()
 
 
 def _check_order(order: ReadingOrder, config: RunConfig, tokens: Path) -> None:
