@@ -27,6 +27,9 @@ COLUMNS = (
     *("tokens_per_s", "step_s", "data_wait_s", "validation_s", "mfu", "bubble"),
 )
 LINES = 4096  # that are taken apart at once
+MOST = 1e18
+"""What is larger is no step, token count, time or loss."""
+LATEST_S = 1e11  # a wall time
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,13 @@ def section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def number(event: Mapping[str, Any], name: str) -> float:
-    """A number of an event or record; NaN if there is none.
+    """A number of an event or record; NaN if there is none, or none that means anything.
 
-    >>> number({"step": 3}, "step"), number({"step": "3"}, "step"), number({}, "step")
-    (3.0, nan, nan)
+    >>> number({"step": 3}, "step"), number({"step": "3"}, "step"), number({}, "step"), number({"step": 1e300}, "step")
+    (3.0, nan, nan, nan)
     """
     value = event.get(name)
-    return float(value) if isinstance(value, int | float) else math.nan
+    return float(value) if isinstance(value, int | float) and abs(value) < MOST else math.nan
 
 
 def _read_metrics(
@@ -116,14 +119,16 @@ def _read_metrics(
 
 def _column(records: list[dict[str, Any]], name: str) -> Values:
     try:
-        return np.array([record.get(name) for record in records], np.float64)  # None is NaN
-    except (TypeError, ValueError):  # something else than a number in some of them
-        return np.array([number(record, name) for record in records], np.float64)
+        values = np.array([record.get(name) for record in records], np.float64)  # None is NaN
+    except (TypeError, ValueError, OverflowError):  # something else than a number in some of them
+        values = np.array([number(record, name) for record in records], np.float64)
+    values[np.abs(values) >= MOST] = math.nan
+    return values
 
 
 def _read_events(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     events = [event for records in _records(path, problems) for event in records]
-    usable = [e for e in events if isinstance(e.get("event"), str) and not math.isnan(number(e, "time"))]
+    usable = [e for e in events if isinstance(e.get("event"), str) and 0 <= number(e, "time") < LATEST_S]
     _tell_unreadable(path, len(events) - len(usable), "without a time or a name", problems)
     return usable
 

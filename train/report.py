@@ -19,7 +19,7 @@ from train.curves import KINDS, kind_of
 from train.metrics import read_metrics
 from train.recorded import Values
 from train.report_page import report_page
-from train.study import Study, study
+from train.study import Study, study_all
 from train.wording import duration
 
 PAGE_NAME, COMPARED_NAME = "report.html", "compared.html"
@@ -43,7 +43,7 @@ def report(
     Raises: FormatError if there is no run; ConfigError if there is no such recipe; StorageError if the disk refuses.
     """
     now_s = time.time()
-    studies = [study(run, recipe, now_s) for run in runs]
+    studies = study_all(runs, recipe, now_s)
     page = out or runs[0] / (PAGE_NAME if len(runs) == 1 else COMPARED_NAME)
     if out or not as_json:
         write_file(page, [report_page(studies, now_s).encode()])

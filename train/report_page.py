@@ -58,7 +58,7 @@ def _summary(study: Study) -> Html:
         "validation loss": f"{validation['last']:.4f} at step {validation['step']:,}" if validation else "none",
         "speed (median)": f"{figures['tokens_per_s']:,.0f} tokens/s" if figures["tokens_per_s"] else "not told",
         "MFU (median)": f"{figures['mfu']:.1%}" if figures["mfu"] else "not told",
-        "time": duration(study.lost.total_s),
+        "time": duration(study.lost.total_s) if study.starts else "not told",
         "starts": f"{len(study.starts):,}",
         "skipped steps": f"{figures['skipped'] or 0:,.0f}",
         "directory": str(study.recorded.run),

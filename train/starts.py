@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from train.heartbeat import HEARTBEATS_NAME, read_heartbeats
@@ -125,7 +124,7 @@ def _last_end(
     recorded: Recorded, events: Sequence[Mapping[str, Any]], seen_s: float, now_s: float
 ) -> tuple[float, float, str, bool]:
     """When the newest start was last seen, when and how it ended, and whether in the middle of something."""
-    state, told_s = recorded.state.get("state"), number(recorded.state, "time")
+    state, told_s = recorded.state.get("state"), min(number(recorded.state, "time"), now_s)
     if found := _end(events):
         return seen_s, *found
     if state == "failed" and told_s >= number(events[0], "time"):
@@ -147,8 +146,3 @@ def machine_of(start: Start) -> str:
     """The machine of its first rank, and how many ranks there were."""
     host, ranks = start.event.get("host"), start.event.get("ranks")
     return f"{host}, {ranks} rank{'' if ranks == 1 else 's'}" if host is not None else "not told"
-
-
-def run_name(run: Path) -> str:
-    """The name of a run's directory, also of one that is given as `.`."""
-    return run.resolve().name

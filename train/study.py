@@ -1,7 +1,7 @@
 """All that a report tells of a run, as plain values: what the terminal, the page and --json have in common."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from train.curves import documents_of, kind_of, told
 from train.lost_time import CAUSES, LostTime, lost_time
 from train.preflight import flatten
 from train.recorded import Recorded, number
-from train.starts import Start, changes_of, machine_of, run_name, starts_of
+from train.starts import Start, changes_of, machine_of, starts_of
 
 NOTABLE = ("backoff", "skip", "bad-step", "spike", "rollback", "hang", "problem", "warning", "restart")
 MOST_NOTABLE = 200
@@ -41,11 +41,8 @@ class Study:
     """That the recipe is compared with."""
     differences: list[Difference]
     links: list[Link]
-
-    @property
-    def name(self) -> str:
-        """Of its directory."""
-        return run_name(self.recorded.run)
+    name: str
+    """Of its directory, or all of its path if another run has that name."""
 
     @property
     def state(self) -> str:
@@ -109,15 +106,22 @@ class Study:
         }
 
 
-def study(run: Path, recipe: str | None, now_s: float) -> Study:
-    """A run as it is now, compared with a recipe or, without one, with the shipped one that differs least.
+def study_all(runs: Sequence[Path], recipe: str | None, now_s: float) -> list[Study]:
+    """Runs as they are now, compared with a recipe or, without one, with the shipped one that differs least.
 
     Raises: FormatError if there is no run; ConfigError if there is no such recipe.
     """
+    names = [run.resolve().name for run in runs]
+    names = names if len(set(names)) == len(names) else [str(run) for run in runs]
+    return [study(run, name, recipe, now_s) for run, name in zip(runs, names, strict=True)]
+
+
+def study(run: Path, called: str, recipe: str | None, now_s: float) -> Study:
+    """One of them."""
     recorded, links = read_with_chain(run)
     starts = starts_of(recorded, now_s)
     name, differences = compared(recorded.recipe, recipe)
-    return Study(recorded, starts, lost_time(recorded, starts), name, differences, links)
+    return Study(recorded, starts, lost_time(recorded, starts), name, differences, links, called)
 
 
 def compared(recipe: Mapping[str, Any], name: str | None) -> tuple[str, list[Difference]]:
