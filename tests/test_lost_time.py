@@ -8,7 +8,7 @@ import pytest
 from tests.report_runs import BEGAN, event, start, step, steps, write_run
 from train.lost_time import CAUSES, lost_time
 from train.recorded import read_run
-from train.starts import starts_of
+from train.starts import UNTOLD, starts_of
 
 FINISHED = {"step": 10, "reason": "all steps are done"}
 
@@ -139,8 +139,8 @@ def test_what_the_files_do_not_tell_is_said(tmp_path):
         ([event(8, "hang", problem="rank 1 hangs")], {}, "hang: rank 1 hangs", True),
         ([event(8, "hang", problem="rank 1 hangs"), event(9, "restart", reason="72")], {}, "hang: rank 1 hangs", True),
         ([], {"state": "failed", "reason": "no room", "time": BEGAN + 9}, "failed: no room", True),
-        ([], {"state": "failed", "reason": "long ago", "time": BEGAN - 9}, "not told: it was killed, or its machine lost", True),
-        ([], {"state": "running", "reason": "", "time": BEGAN + 9}, "not told: it was killed, or its machine lost", True),
+        ([], {"state": "failed", "reason": "long ago", "time": BEGAN - 9}, UNTOLD, True),
+        ([], {"state": "running", "reason": "", "time": BEGAN + 9}, UNTOLD, True),
     ],
 )  # fmt: skip
 def test_how_a_start_ended_is_told(tmp_path, events, state, how, is_cut):
