@@ -75,7 +75,7 @@ doctor: $(READY) ## is all here that a run needs? ten seconds (TOKENS=dir RECIPE
 sample: $(READY) ## continue a text with a run's newest checkpoint (RUN=dir PROMPT=text ARGS=...)
 	$(PYTHON) -m train sample "$(RUN)" --prompt "$(PROMPT)" $(ARGS)
 
-report: $(READY) ## what a run did, alive or dead: a few lines, and RUN/report.html (RUN=dir ARGS='OTHER_RUN --json')
+report: $(READY) ## what a run did, alive or dead: a few lines, and RUN/report.html (RUN=dir ARGS=--json)
 	$(PYTHON) -m train report "$(RUN)" $(ARGS)
 
 test: $(READY) ## all tests (ARGS=... goes to pytest)

@@ -1,4 +1,4 @@
-"""The page of a report, opened from disk in a real Chromium, and all of a real run: skipped, killed, gone on otherwise."""
+"""The page of a report, opened from disk in a real Chromium, and that of a real run: skipped, killed, gone on."""
 
 import json
 import time
@@ -255,8 +255,9 @@ def test_no_text_of_a_run_acts(browser, tmp_path):
 def test_a_page_of_a_million_steps_is_small_and_shows_the_spike(tmp_path):
     number = 1_000_000
     noise = np.random.default_rng(0).normal(size=number)
-    columns = {name: 2.0 + 0.1 * noise for name in COLUMNS}
+    columns = dict.fromkeys(COLUMNS, 2.0 + 0.1 * noise)
     columns |= {"step": np.arange(1.0, number + 1), "tokens": 4096.0 * np.arange(1, number + 1)}
+    columns["loss"] = columns["loss"].copy()
     columns["loss"][123_456] = 77.0
     events = [event(n, "save", step=100 * n, stall_s=0.1) for n in range(9_000)]
     events += [event(n, "spike", step=100 * n, problem="p" * 200, documents=[]) for n in range(9_000)]
