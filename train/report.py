@@ -111,7 +111,7 @@ def sparkline(values: Values, width: int, blocks: str) -> str:
     )
     spread = np.ptp(means) if len(means) else 0.0
     levels = (means - means.min()) / spread * (len(blocks) - 1) if spread else np.zeros(len(means))
-    return "".join(blocks[int(level)] for level in levels)
+    return "".join(blocks[round(level)] for level in levels.tolist())
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
