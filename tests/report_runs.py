@@ -26,8 +26,8 @@ def event(at: float, name: str, **details: Any) -> dict[str, Any]:
 
 def start(at: float, after: int = 0, *, undone: int = 0, setup_s: float = 5.0, **more: Any) -> dict[str, Any]:
     """Ready at `at`; it does again `undone` steps that took a second each."""
-    told = {"layout": "fsdp over 2 ranks", "host": "node1", "ranks": 2, "setup_s": setup_s}
-    return event(at, "start", step=after, **told, undone=undone, undone_s=float(undone), **more)
+    told = {"layout": "fsdp over 2 ranks", "host": "node1", "ranks": 2, "setup_s": setup_s, **more}
+    return event(at, "start", step=after, **told, undone=undone, undone_s=float(undone))
 
 
 def write_run(run: Path, records: list[Any], events: list[Any], recipe: dict[str, Any] | None = None, **state) -> Path:

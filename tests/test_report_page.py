@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from shared.format import write_index
 from shared.storage import write_sealed
 from tests.browser import chromium, opened
 from tests.launch_helpers import run_faulty
@@ -49,16 +50,30 @@ def run(tmp_path_factory):
     return directory
 
 
+MARKS = [
+    "Sstep 0: start: fsdp over 2 ranks",
+    "Xstep 10: bad-step: step 10: not finite",
+    "Pstep 20: spike: step 20: loss 12.0 standard deviations",  # the restart is at the same place
+    "Estep 40: finished: reason all steps are done",
+]
+
+
 def readout(visit, name="loss"):
     return visit.page.locator(f"#plot-{name} .readout").inner_text()
 
 
+def box_of(visit):
+    canvas = visit.page.locator("#plot-loss .canvas")
+    canvas.scroll_into_view_if_needed()
+    return canvas.bounding_box()
+
+
 def letters(visit, name="loss"):
-    return visit.page.locator(f"#plot-{name} .mark text").all_inner_texts()
+    return visit.page.locator(f"#plot-{name} .mark text").all_text_contents()
 
 
 def axis(visit, name="loss"):
-    return visit.page.locator(f"#plot-{name} svg > text").all_inner_texts()
+    return visit.page.locator(f"#plot-{name} .canvas > svg > text").all_text_contents()
 
 
 # reading
@@ -67,16 +82,16 @@ def axis(visit, name="loss"):
 def test_the_page_shows_curves_and_marks_and_does_nothing_else(browser, run):
     with opened(browser, run / "report.html") as visit:
         assert visit.page.locator(".plot").count() == 6  # no pipeline, no bubble
-        assert letters(visit) == ["S", "X", "P", "E"]  # the restart is where the spike is
-        titles = visit.page.locator("#plot-loss .mark title").all_text_contents()
-        assert "step 20: spike: step 20: loss 12.0 standard deviations" in titles
+        assert letters(visit) == MARKS
+        lines = visit.page.locator("#plot-loss path.mark").count()
+        assert lines == 5  # kinds
         assert visit.page.locator("#plot-loss .mark.save").count() == 1
         assert visit.misdeeds == []
 
 
 def test_the_mouse_reads_values_and_zooms(browser, run):
     with opened(browser, run / "report.html") as visit:
-        box = visit.page.locator("#plot-loss .canvas").bounding_box()
+        box = box_of(visit)
         middle = box["y"] + box["height"] / 2
         left, right = box["x"] + 60, box["x"] + box["width"] - 12
         visit.page.mouse.move((left + right) / 2, middle)
@@ -132,22 +147,20 @@ def test_curves_are_drawn_against_tokens_and_on_either_scale(browser, run):
         assert "40" in axis(visit)
         visit.page.get_by_label("tokens", exact=True).check()
         assert "4k" in axis(visit)
-        box = visit.page.locator("#plot-loss .canvas").bounding_box()
+        box = box_of(visit)
         visit.page.mouse.move(box["x"] + 60 + (box["width"] - 72) / 2, box["y"] + 100)
         assert readout(visit).startswith("tokens 2,000: training 9")
-        linear = visit.page.locator("#plot-loss polyline").get_attribute
-        points = linear("points") if visit.page.locator("#plot-loss svg polyline").count() == 1 else None
         first = visit.page.locator("#plot-loss .canvas polyline").first
         before = first.get_attribute("points")
         visit.page.locator("#plot-loss .log").check()
-        assert first.get_attribute("points") != before, points
+        assert first.get_attribute("points") != before
         assert {"1", "10"} & set(axis(visit))
         assert visit.misdeeds == []
 
 
 def test_the_page_is_readable_without_scripts(browser, run):
     with opened(browser, run / "report.html", javascript=False) as visit:
-        assert letters(visit) == ["S", "X", "P", "E"]
+        assert letters(visit) == MARKS
         points = visit.page.locator("#plot-loss .canvas polyline").first.get_attribute("points").split()
         assert len(points) == 39
         assert not visit.page.locator(".controls").is_visible()
@@ -170,7 +183,7 @@ def test_the_page_is_readable_without_scripts(browser, run):
 def test_the_page_fits_the_window(browser, run, dark, width):
     with opened(browser, run / "report.html", dark=dark, width=width) as visit:
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
-        assert visit.page.locator("#plot-loss svg").bounding_box()["width"] <= width
+        assert visit.page.locator("#plot-loss .canvas > svg").bounding_box()["width"] <= width
         assert visit.misdeeds == []
 
 
@@ -181,7 +194,7 @@ def test_two_runs_are_in_the_same_plots(browser, run, tmp_path):
     with opened(browser, tmp_path / "two.html") as visit:
         keys = visit.page.locator("#plot-loss .key").all_inner_texts()
         assert keys == ["first: training", "first: validation", "second: training"]
-        box = visit.page.locator("#plot-loss .canvas").bounding_box()
+        box = box_of(visit)
         visit.page.mouse.move(box["x"] + 60 + (box["width"] - 72) / 4, box["y"] + 100)
         assert readout(visit).startswith("step 10: first: training 0.5556")
         assert "second: training 0.4" in readout(visit)
@@ -197,8 +210,9 @@ def hostile_run(directory):
     """A run in which every text is a payload."""
     turns = iter(PAYLOADS * 20)
     tokens = directory.parent / "tokens"
-    index = replace(write_tokens(tokens, [random_tokens(200)], vocab_size=64), sources=[])
-    write_tokens(tokens, [random_tokens(200)], vocab_size=64)
+    index = write_tokens(tokens, [random_tokens(200)], vocab_size=64)
+    source = replace(index.sources[0], path=next(turns), identity=next(turns))
+    fingerprint = write_index(tokens, replace(index, sources=[source]))
     events = [start(5, layout=next(turns), host=next(turns), tokens=str(tokens))]
     events += [event(6, "changed", step=0, changes=list(PAYLOADS))]
     for number, payload in enumerate(PAYLOADS):
@@ -213,25 +227,26 @@ def hostile_run(directory):
     records = [step(n, data_digest=PAYLOADS[n % len(PAYLOADS)]) for n in range(1, 100)]
     tree = {"model": dict.fromkeys(PAYLOADS, PAYLOADS[0]), **{payload: payload for payload in PAYLOADS}}
     write_run(directory, records, events, tree, state=next(turns), reason=next(turns), time=BEGAN)
-    identity = {"recipe": tree, **{name: next(turns) for name in ("dataset", "tokenizer", "packing", "validation")}}
+    identity = {"recipe": tree, **{name: next(turns) for name in ("tokenizer", "packing", "validation")}}
+    identity["dataset"] = fingerprint
     write_sealed(directory / "run.json", {"identity": identity, "total_steps": PAYLOADS[0]})
     checkpoint = directory / "checkpoints" / "step-00000009"
     checkpoint.mkdir(parents=True)
     write_sealed(checkpoint / "MANIFEST.json", {"step": 9, "dataset": PAYLOADS[0], "files": PAYLOADS[1]})
-    return directory, index
+    return directory
 
 
 NAMES = [name for name in PAYLOADS if "/" not in name and "\0" not in name and name.isprintable()]
 
 
 def test_no_text_of_a_run_acts(browser, tmp_path):
-    directory, _ = hostile_run(tmp_path / NAMES[0])
+    directory = hostile_run(tmp_path / NAMES[0])
     names = [directory.with_name(name) for name in NAMES]
     for number, name in enumerate(names):
         directory = directory.rename(name) if directory != name else directory
         page = tmp_path / f"page{number}.html"
         report([directory], page)
-    other, _ = hostile_run(tmp_path / "other" / NAMES[1])
+    other = hostile_run(tmp_path / "other" / NAMES[1])
     report([directory, other], tmp_path / "two.html")
     for page in [*(tmp_path / f"page{number}.html" for number in range(len(names))), tmp_path / "two.html"]:
         is_last = page.name == "two.html"
@@ -318,5 +333,5 @@ def test_a_real_run_that_was_skipped_killed_and_gone_on_otherwise_is_told_in_ful
     report([run])
     with opened(browser, run / "report.html") as visit:
         assert visit.page.locator(".plot").count() == 7
-        assert "X" in letters(visit)
+        assert any(text.startswith("Xstep 3: ") for text in letters(visit))
         assert visit.misdeeds == []

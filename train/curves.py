@@ -14,6 +14,8 @@ from train.starts import ENDS
 MOST_POINTS = 1000
 MOST_MARKS = 300
 """Of one kind, of which the first are drawn."""
+LONGEST = 160
+"""Letters of a mark's text."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,13 @@ def marks(recorded: Recorded) -> list[Mark]:
     for event, step, token in zip(recorded.events, steps.tolist(), tokens.tolist(), strict=True):
         kind = kind_of(event)
         if kind in found and not np.isnan(step) and len(found[kind]) < MOST_MARKS:
-            found[kind].append(Mark(kind, step, token, f"step {step:,.0f}: {told(event)}"))
+            found[kind].append(Mark(kind, step, token, cut(f"step {step:,.0f}: {told(event)}")))
     return [mark for kind in found.values() for mark in kind]
+
+
+def cut(text: str) -> str:
+    """A text, or as much of it as a mark has room for."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def kind_of(event: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Curves as an SVG picture that needs no script; report.js draws the same once there is one."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -103,18 +104,18 @@ def _grid(across: Scale, up: Scale, width: int, height: int) -> list[Html]:
 
 
 def _marks(marks: Sequence[Mark], across: Scale, height: int) -> list[Html]:
-    """A line for each mark, with its letter where there is room; a save has a tick at the bottom."""
-    parts, free_from = [], 0.0
+    """A line for each mark, with its letter and its text where there is room; a save has a tick at the bottom."""
+    lines, letters, free_from = defaultdict[str, list[str]](list), [], 0.0
     for mark in sorted(marks, key=lambda mark: mark.step):
         x, is_tick = across.place(mark.step), mark.kind == "save"
-        letters = []
+        lines[mark.kind].append(f"M{x:.1f} {height - BOTTOM - 6 if is_tick else TOP - 4}V{height - BOTTOM}")
         if not is_tick and x >= free_from:
             free_from = x + LETTER_WIDTH
-            letters.append(element("text", KINDS[mark.kind][0], x=f"{x:.1f}", y=TOP - 7, text_anchor="middle"))
-        top = height - BOTTOM - 6 if is_tick else TOP - 4
-        line = element("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=top, y2=height - BOTTOM)
-        parts.append(element("g", element("title", mark.text), line, *letters, class_=f"mark {mark.kind}"))
-    return parts
+            told = element("title", mark.text), KINDS[mark.kind][0]
+            letter = element("text", *told, x=f"{x:.1f}", y=TOP - 7, text_anchor="middle")
+            letters.append(element("g", letter, class_=f"mark {mark.kind}"))
+    drawn = (element("path", d="".join(places), class_=f"mark {kind}") for kind, places in lines.items())
+    return [*drawn, *letters]
 
 
 def _path(line: Line, across: Scale, up: Scale) -> Html:

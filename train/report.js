@@ -118,17 +118,21 @@ function draw(figure) {
 }
 
 function drawMarks(svg, across, height) {
+  const lines = {}, letters = [];
   let free = 0;
   for (const mark of data.marks) {
     const value = mark[view.axis], x = across.place(value), tick = mark.kind === "save";
     if (value < across.low || value > across.high) continue;
+    lines[mark.kind] = (lines[mark.kind] || "") + `M${x.toFixed(1)} ${tick ? height - BOTTOM - 6 : TOP - 4}V${height - BOTTOM}`;
+    if (tick || x < free) continue;
+    letters.push([mark, x]);
+    free = x + LETTER_WIDTH;
+  }
+  for (const kind in lines) node(svg, "path", { d: lines[kind], class: `mark ${kind}` });
+  for (const [mark, x] of letters) {
     const group = node(svg, "g", { class: `mark ${mark.kind}` });
-    node(group, "title", {}, mark.text);
-    node(group, "line", { x1: x, x2: x, y1: tick ? height - BOTTOM - 6 : TOP - 4, y2: height - BOTTOM });
-    if (!tick && x >= free) {
-      node(group, "text", { x, y: TOP - 7, "text-anchor": "middle" }, mark.letter);
-      free = x + LETTER_WIDTH;
-    }
+    const text = node(group, "text", { x, y: TOP - 7, "text-anchor": "middle" }, mark.letter);
+    node(text, "title", {}, mark.text);
   }
 }
 
