@@ -136,6 +136,7 @@ def test_what_the_files_do_not_tell_is_said(tmp_path):
         ([event(9, "finished", **FINISHED)], {}, "finished: all steps are done", False),
         ([event(9, "stopped", reason="--stop-step")], {}, "stopped: --stop-step", False),
         ([event(9, "restart", reason="rank 1 was ended by SIGKILL")], {}, "died: rank 1 was ended by SIGKILL", True),
+        ([event(9, "stopped", reason="SIGTERM"), event(20, "restart", reason="72")], {}, "stopped: SIGTERM", False),
         ([event(8, "hang", problem="rank 1 hangs")], {}, "hang: rank 1 hangs", True),
         ([event(8, "hang", problem="rank 1 hangs"), event(9, "restart", reason="72")], {}, "hang: rank 1 hangs", True),
         ([], {"state": "failed", "reason": "no room", "time": BEGAN + 9}, "failed: no room", True),

@@ -96,7 +96,7 @@ def test_a_report_says_where_a_run_began_and_where_it_is(tmp_path):
         f"            {sparkline(np.array([5, 5 / 2, 5 / 3, 5 / 4, 1]), 60, BLOCKS)}",
         "validation  1.5000 at step 5",
         "speed       100 tokens/s, mfu 50% (medians)",
-        "time        11 s in 1 starts: setup 45.5%, training 40.9%, data 4.5%, validation 4.5%",
+        "time        11 s in 1 start: setup 45.5%, training 40.9%, data 4.5%, validation 4.5%",
         "digest      d5",
         f"page        {run / 'report.html'}",
     ]

@@ -131,8 +131,9 @@ function drawMarks(svg, across, height) {
   for (const kind in lines) node(svg, "path", { d: lines[kind], class: `mark ${kind}` });
   for (const [mark, x] of letters) {
     const group = node(svg, "g", { class: `mark ${mark.kind}` });
-    const text = node(group, "text", { x, y: TOP - 7, "text-anchor": "middle" }, mark.letter);
+    const text = node(group, "text", { x, y: TOP - 7, "text-anchor": "middle" });
     node(text, "title", {}, mark.text);
+    text.append(mark.letter);
   }
 }
 

@@ -89,7 +89,8 @@ def summary(one: Study, blocks: str) -> list[str]:
     if one.lost.seconds:
         shares = sorted(one.lost.seconds.items(), key=lambda item: -item[1])[:4]
         told = ", ".join(f"{cause} {share_s / one.lost.total_s:.1%}" for cause, share_s in shares)
-        lines.append(f"time        {duration(one.lost.total_s)} in {len(one.starts)} starts: {told}")
+        starts = f"{len(one.starts)} start{'' if len(one.starts) == 1 else 's'}"
+        lines.append(f"time        {duration(one.lost.total_s)} in {starts}: {told}")
     if happened := [
         f"{KINDS[kind][1]} {counts[kind]}" for kind in KINDS if counts[kind] and kind not in ("start", "end")
     ]:

@@ -107,17 +107,18 @@ def _is_of_next(event: Mapping[str, Any], following: Mapping[str, Any]) -> bool:
 
 
 def _end(events: Sequence[Mapping[str, Any]]) -> tuple[float, str, bool] | None:
-    """When and how a start ended, and whether in the middle of something; None if it does not tell."""
-    for event in reversed(events):
-        told, name = event.get("reason") or event.get("problem") or "", event["event"]
-        if name in ENDS:
-            return number(event, "time"), f"{name}: {told}", False
-        if name == "restart":
-            hangs = [str(e.get("problem", "")) for e in events if e["event"] == "hang"]
-            return number(event, "time"), f"hang: {hangs[0]}" if hangs else f"died: {told}", True
-        if name == "hang":
-            return number(event, "time"), f"hang: {told}", True
-    return None
+    """When and how a start ended, and whether in the middle of something; None if it does not tell.
+
+    What follows its end is of starts that never were ready.
+    """
+    hang = next((event for event in events if event["event"] == "hang"), None)
+    for event in events:
+        if event["event"] in ENDS:
+            return number(event, "time"), f"{event['event']}: {event.get('reason', '')}", False
+        if event["event"] == "restart":
+            how = f"died: {event.get('reason', '')}" if hang is None else f"hang: {hang.get('problem', '')}"
+            return number(event, "time"), how, True
+    return None if hang is None else (number(hang, "time"), f"hang: {hang.get('problem', '')}", True)
 
 
 def _last_end(
