@@ -121,7 +121,7 @@ def test_a_terminal_without_blocks_gets_letters(tmp_path, monkeypatch):
         ([3.0, 3.0], "__"),
         ([8.0, 1.0], "@_"),
         ([1.0, np.nan, 8.0], "_@"),
-        (np.repeat([1.0, 8.0], 500), "_" * 30 + "@" * 30),
+        (np.repeat([1.0, 8.0], 600), "_" * 30 + "@" * 30),
     ],
 )
 def test_a_sparkline_is_as_high_as_the_means_of_its_values(values, line):

@@ -46,18 +46,18 @@ PLOTS = (
     Plot("bubble", "Pipeline bubble", "share of a step", {"bubble": "bubble"}),
 )
 KINDS = {
-    "start": ("S", "start or restart"),
-    "save": ("C", "checkpoint saved"),
-    "backoff": ("M", "out of memory, backed off"),
+    "spike": ("P", "spike"),
     "skip": ("X", "step skipped"),
     "bad-step": ("2", "step tried twice"),
-    "spike": ("P", "spike"),
-    "rollback": ("R", "rollback"),
     "hang": ("H", "hang"),
+    "rollback": ("R", "rollback"),
+    "backoff": ("M", "out of memory, backed off"),
     "problem": ("!", "save failed, damaged, or gone slow"),
+    "start": ("S", "start or restart"),
     "end": ("E", "end"),
+    "save": ("C", "checkpoint saved"),
 }
-"""Of marks: the letter of each, and what it means."""
+"""Of marks: the letter of each, and what it means; where there is room for one letter it is that of the first."""
 KIND_OF = dict.fromkeys(("save-failed", "damaged", "straggler", "eager"), "problem") | dict.fromkeys(ENDS, "end")
 
 

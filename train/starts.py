@@ -88,7 +88,7 @@ def _start(
     until: int,
     now_s: float,
 ) -> Start:
-    own = [event for event in events if following is None or not _is_of_next(event, following)]
+    own = [*events[:1], *(e for e in events[1:] if following is None or not _is_of_next(e, following))]
     seen_s = max(number(event, "time") for event in own)
     if following is None:
         seen_s, end_s, how, is_cut = _last_end(recorded, own, seen_s, now_s)

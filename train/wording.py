@@ -41,7 +41,7 @@ def duration(seconds: float) -> str:
     """A time in its two largest units.
 
     >>> [duration(seconds) for seconds in (0.42, 12.3, 200, 7300, 180_000)]
-    ['0.42 s', '12.3 s', '3 min 20 s', '2 h 2 min', '2 d 2 h']
+    ['0.42 s', '12.3 s', '3 min 20 s', '2 h 1 min', '2 d 2 h']
     """
     if seconds < 60:
         return f"{seconds:.3g} s"
