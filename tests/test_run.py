@@ -620,7 +620,9 @@ def test_a_run_can_be_drawn_again(user_run, capsys):
     plot.unlink()
     assert run_command("train", COMMANDS, ["report", str(user_run[0]), "--png"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"run         {user_run[0]}\nstate       finished: all steps are done\nsteps       4 of 4, 1,024 ")
+    assert out.startswith(
+        f"run         {user_run[0]}\nstate       finished: all steps are done\nsteps       4 of 4, 1,024 "
+    )
     assert out.endswith(f"plot        {plot}\npage        {user_run[0] / 'report.html'}\n")
     assert plot.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
