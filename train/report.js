@@ -160,7 +160,7 @@ function read(figure) {
   figure.cursor.setAttribute("x2", place);
   const told = figure.lines.map((line) => {
     const i = nearest(line, at), x = line[view.axis][i];
-    return `${line.label} ${short(line.values[i])}${near(x) ? "" : ` (at ${whole(x)})`}`;
+    return `${line.label} ${short(line.values[i])}${near(x) || whole(x) === whole(at) ? "" : ` (at ${whole(x)})`}`;
   });
   const marks = data.marks.filter((mark) => near(mark[view.axis])).slice(0, 3).map((mark) => mark.text);
   const unit = view.axis === "steps" ? "step" : "tokens";
