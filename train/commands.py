@@ -18,7 +18,8 @@ from train.architecture import at_least
 from train.config import RunConfig, load_recipe
 from train.console import Output, console
 from train.outlook import Outlook
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
+from train.request import RunRequest
 from train.sample import Sampling
 from train.signals import Signals
 from train.walltime import fixed, is_duration

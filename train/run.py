@@ -33,10 +33,11 @@ from train.outcome import OUT_OF_MEMORY, nothing_to_do
 from train.outlook import Outlook
 from train.parts import Parts
 from train.patience import VALIDATE
-from train.preflight import CHECKPOINTS_NAME, Prepared, RunRequest, changes, prepare
+from train.preflight import CHECKPOINTS_NAME, Prepared, changes, prepare
 from train.profiling import profiled
 from train.provenance import Provenance
 from train.recovery import StopRequest
+from train.request import RunRequest
 from train.rollback import skip_again
 from train.schedule import why_not_annealed
 from train.signals import Signals
