@@ -16,8 +16,9 @@ from train import microbatch
 from train.collective import barrier, gather, leave, rank
 from train.config import RunConfig
 from train.outcome import read_state
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
 from train.recovery import StopRequest
+from train.request import RunRequest
 from train.run import execute
 
 PLACES = {**PLACES, "trial": (microbatch, "try_out")}
