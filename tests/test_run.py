@@ -216,6 +216,7 @@ REQUEST = {  # what a user asks for beside the recipe, and where that is shown t
     "deadline": "tests/test_deadline.py",
     "steal": "tests/test_launch.py",
     "output": "tests/test_console.py",
+    "loggers": "tests/test_loggers.py",
 }
 
 

@@ -21,6 +21,7 @@ from train.data import reading_order, validation_order
 from train.golden import check_tokenizer
 from train.layout import Layout, lay_out
 from train.lengths import LENGTHS, check_place, why_other_tokens
+from train.loggers import check_loggers
 from train.memory import stage_bytes
 from train.request import RunRequest
 from train.schedule import RESCHEDULING, first_difference
@@ -79,6 +80,7 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
         at_least("stop-step", request.stop_step, 1)
     if request.deadline is not None:
         parse_deadline(request.deadline, time.time())
+    check_loggers(request.loggers)
     _check_device(request)
     index = read_index(request.tokens)
     view = open_view(request.tokens, index, request.config)

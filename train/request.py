@@ -5,6 +5,7 @@ from pathlib import Path
 
 from train.config import RunConfig
 from train.console import Output
+from train.loggers import Logger
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,5 @@ class RunRequest:
     """Take the run's directory over from whoever has it."""
     output: Output = "lines"
     """What is printed meanwhile."""
+    loggers: tuple[Logger, ...] = ()
+    """Where its steps are shown beside."""
