@@ -52,13 +52,13 @@ KINDS = {
     "hang": ("H", "hang"),
     "rollback": ("R", "rollback"),
     "backoff": ("M", "out of memory, backed off"),
-    "problem": ("!", "save failed, damaged, or gone slow"),
+    "problem": ("!", "save or logger failed, damaged, or gone slow"),
     "start": ("S", "start or restart"),
     "end": ("E", "end"),
     "save": ("C", "checkpoint saved"),
 }
 """Of marks: the letter of each, and what it means; where there is room for one letter it is that of the first."""
-KIND_OF = dict.fromkeys(("save-failed", "damaged", "straggler", "eager"), "problem") | dict.fromkeys(ENDS, "end")
+KIND_OF = dict.fromkeys(("save-failed", "damaged", "straggler", "eager", "logger"), "problem") | dict.fromkeys(ENDS, "end")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class RunLog:
         self.events_path = directory / "events.jsonl"
         self.is_writer, self.console = is_writer, console
         self.on_step: Callable[[], None] = lambda: None  # called on every rank: a profiler's
+        self.on_rewind: Callable[[int], None] = lambda _: None  # of loggers
         self._newest: dict[str, Any] = {}
         self.undone: dict[str, float] = {"undone": 0, "undone_s": 0.0}
         """How many steps the last `rewind` forgot, and the time that they had taken."""
@@ -46,6 +47,7 @@ class RunLog:
             self._newest = json.loads(kept[-1]) if kept else {}
         after = [entry for entry in self._waiting if entry[0] == self.metrics_path and not _is_until(entry[1], step)]
         self._waiting = [entry for entry in self._waiting if entry not in after]
+        self.on_rewind(step)
 
     def done_since(self, step: int) -> dict[str, float]:
         """How many steps after `step` are in metrics.jsonl, and the time that they took, on the rank that writes."""
