@@ -58,7 +58,9 @@ KINDS = {
     "save": ("C", "checkpoint saved"),
 }
 """Of marks: the letter of each, and what it means; where there is room for one letter it is that of the first."""
-KIND_OF = dict.fromkeys(("save-failed", "damaged", "straggler", "eager", "logger"), "problem") | dict.fromkeys(ENDS, "end")
+KIND_OF = dict.fromkeys(("save-failed", "damaged", "straggler", "eager", "logger"), "problem") | dict.fromkeys(
+    ENDS, "end"
+)
 
 
 @dataclass(frozen=True)
