@@ -16,6 +16,7 @@ PROMPT    ?= The
 DEMO      ?= ../argonne-demo
 CHAOS     ?= ..
 KILLS     ?= 50
+JOBS      ?= 2
 
 ifdef PY
 PYTHON := $(PY)
@@ -78,8 +79,8 @@ sample: $(READY) ## continue a text with a run's newest checkpoint (RUN=dir PROM
 report: $(READY) ## the losses of a run: first, last, and a plot (RUN=dir)
 	$(PYTHON) -m train report "$(RUN)" $(ARGS)
 
-test: $(READY) ## all tests (ARGS=... goes to pytest)
-	$(PYTHON) -m pytest $(ARGS)
+test: $(READY) ## all tests, JOBS files at once (ARGS=... goes to pytest)
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## formatter, linter and strict type checker
 	$(PYTHON) -m ruff format --check .
