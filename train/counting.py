@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from train.strategy import local
 from train.traffic import Traffic, gathered
 
 FEW = 4
@@ -118,7 +119,7 @@ class Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and tensor.device.type != "meta":
-                self._note(tensor.untyped_storage())
+                self._note(local(tensor).untyped_storage())
         return made
 
     def _note(self, storage: torch.UntypedStorage) -> None:
