@@ -18,13 +18,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from train.config import RunConfig
 from train.counting import Allocated, Counted, Kept
 from train.data import Batch
-from train.fsdp import FullyShardedStrategy
 from train.grid import Grid
 from train.layout import Layout
 from train.memory import BYTES_PER_PARAMETER
 from train.optim import build_optimizer, create_state
 from train.pipeline import PipelineStrategy
-from train.strategy import local
+from train.strategy import kind_of_strategy, local
 from train.traffic import Traffic
 
 CPU = torch.device("cpu")
@@ -65,8 +64,7 @@ def drive(config: RunConfig, layout: Layout, stage: int) -> Seen:
 
 
 def _drive(config: RunConfig, layout: Layout, grid: Grid) -> Seen:
-    kind = PipelineStrategy if config.strategy == "pipeline" else FullyShardedStrategy
-    strategy = kind(config, layout, CPU, grid)
+    strategy = kind_of_strategy(config, layout)(config, layout, CPU, grid)
     if isinstance(strategy, PipelineStrategy):
         strategy.schedule._warmup_p2p = _agree  # asks the neighbours, of which there are none
         vars(strategy)["_is_set"] = lambda _: False  # it has no value
@@ -74,7 +72,7 @@ def _drive(config: RunConfig, layout: Layout, grid: Grid) -> Seen:
     create_state(optimizer)
     size = config.microbatch * layout.microbatches, config.data.sequence_length
     ids = torch.zeros(size, dtype=torch.long)
-    batch = Batch(ids, ids, math.prod(size) * layout.dp_size, np.empty((0, 0), np.uint8))
+    batch = Batch(ids, ids.clone(), math.prod(size) * layout.dp_size, np.empty((0, 0), np.uint8))
     with Kept() as kept, Counted() as counted:
         strategy.forward_backward(batch)
     strategy.clip_grad_norm(1.0)

@@ -81,6 +81,12 @@ def needed_bytes(config: RunConfig, layout: Layout) -> tuple[int, int]:
     return max(zip(states, activation_bytes(config, layout, parts), strict=True), key=sum)
 
 
+def computed_split(config: RunConfig, layout: Layout) -> list[range]:
+    """The layers of each part, balanced by multiplications."""
+    costs = computed_costs(config.model, config.data.sequence_length)
+    return split_layers(config.model.num_hidden_layers, layout, costs)
+
+
 def most_layers(config: RunConfig, layout: Layout, memory_bytes: int) -> list[int]:
     """Layers that fit on a rank of each stage of a pipeline, beside the embedding and the head."""
     counts = []
