@@ -5,7 +5,7 @@ dearest moment counts. These are bytes of tensors, what `torch.cuda.max_memory_a
 for itself, and what an allocator keeps of freed memory, is beside them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from train.bubble import held_parts
@@ -14,6 +14,7 @@ from train.layout import Layout
 from train.linear import has_unused_avx512
 from train.loss import CHUNK_ROWS
 from train.memory import (
+    FP32,
     activation_bytes,
     block_activation_bytes,
     computed_split,
@@ -22,7 +23,9 @@ from train.memory import (
 )
 from train.traffic import block_shapes, end_shapes, padded
 
-FP32 = 4
+ACCURACY = 0.1
+"""Of the sum; `python -m tests.benchmarks.planning` measures it."""
+GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,29 @@ class Holding:
     @property
     def total(self) -> int:
         """All of them."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Each by its name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def times(self, factor: float) -> "Holding":
+        """That of so many ranks."""
+        return Holding(**{name: int(size * factor) for name, size in self.parts().items()})
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size / GIB:.3g}" for name, size in self.parts().items() if size)
+        return f"{self.total / GIB:.3g} GiB ({parts})"
+
+
+def added_up(holdings: Iterable[Holding]) -> Holding:
+    """What several ranks hold.
+
+    >>> str(added_up([Holding(weights=GIB), Holding(weights=GIB, loss=GIB // 2)]))
+    '2.5 GiB (weights 2, loss 0.5)'
+    """
+    each = [holding.parts() for holding in holdings]
+    return Holding(**{name: sum(parts[name] for parts in each) for name in each[0]})
 
 
 def dearest(config: RunConfig, layout: Layout, device: str = "cuda") -> tuple[int, Holding]:
@@ -79,12 +104,10 @@ class _Stage:
         self.is_sharded = layout.shards > 1 or (not self.is_pipeline and layout.dp_size > 1)
         self.is_tied = config.model.tie_word_embeddings and self.is_first and self.is_last
         self.narrow = 4 if config.training.precision == "fp32" else 2
-        self.block = padded(block_shapes(config.model), layout.shards)
-        numbers = range(stage, layout.num_parts, layout.num_stages)
-        self.ends = sum(
-            padded(end_shapes(config.model, is_first=number == 0, is_last=number == layout.num_parts - 1), layout.shards)
-            for number in numbers
-        )
+        blocks, ends = block_shapes(config.model), end_shapes(config.model, is_first=self.is_first, is_last=self.is_last)
+        self.block, self.ends = padded(blocks, layout.shards), padded(ends, layout.shards)
+        self.state = len(self.layers) * optimizer_bytes(config, blocks, layout.shards)
+        self.state += optimizer_bytes(config, ends, layout.shards, of_blocks=False)
         self.tokens = config.microbatch * config.data.sequence_length
         self.hidden = FP32 * self.tokens * config.model.hidden_size
         self.table = FP32 * config.model.vocab * config.model.hidden_size
@@ -98,7 +121,7 @@ class _Stage:
     def moments(self) -> Iterator[Holding]:
         """All that can be the dearest."""
         owned = FP32 * self.elements // self.layout.shards
-        state = Holding(weights=owned, optimizer=2 * owned, batch=16 * self.tokens * self.layout.microbatches)
+        state = Holding(weights=owned, optimizer=self.state, batch=16 * self.tokens * self.layout.microbatches)
         for held in (self._first_backward(), self._later_backward(), self._embedding()):
             yield from (replace(moment, weights=owned, optimizer=state.optimizer, batch=state.batch) for moment in held)
         yield replace(state, gradients=owned)

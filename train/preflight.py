@@ -21,7 +21,7 @@ from train.data import reading_order, validation_order
 from train.golden import check_tokenizer
 from train.layout import Layout, lay_out
 from train.lengths import LENGTHS, check_place, why_other_tokens
-from train.memory import stage_bytes
+from train.peak import ACCURACY, added_up, stage_peaks
 from train.schedule import RESCHEDULING, first_difference
 from train.views import View, open_validation, open_view
 from train.walltime import parse_deadline
@@ -154,23 +154,24 @@ def _check_validation(validation: tuple[View, str] | None, config: RunConfig, to
 
 
 def _check_memory(config: RunConfig, layout: Layout) -> None:
-    """Raises: ConfigError if what a rank holds for certain is more than there is."""
+    """Raises: ConfigError if what ranks hold for certain, in the smallest microbatch, is more than there is."""
     import torch
 
-    each = stage_bytes(config, layout)
+    least = config.with_microbatch(1)
+    each = stage_peaks(least, replace(layout, microbatches=layout.microbatches * config.microbatch))
+    if config.training.compile:  # compiled blocks keep less
+        each = [replace(held, activations=0) for held in each]
     if torch.cuda.is_available():
-        needed, there, where = max(each), torch.cuda.get_device_properties(0).total_memory, "a GPU"
+        needed, where = max(each, key=lambda held: held.total), "a GPU"
+        there = torch.cuda.get_device_properties(0).total_memory
     else:
         share = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / int(os.environ.get("WORLD_SIZE", "1"))
-        needed, there = (
-            int(sum(each) * layout.dp_size * share),
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        )
-        where = "this machine"
-    if needed > there:
+        needed, where = added_up(each).times(layout.dp_size * share), "this machine"
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed.total > (1 + ACCURACY) * there:
         raise ConfigError(
-            f"weights, gradients, optimizer state and logits take {needed / 2**30:.1f} GiB, {where} has "
-            f"{there / 2**30:.1f} GiB: use more ranks, a smaller model or a smaller training.microbatch"
+            f"a step in the smallest microbatch takes {needed}, {where} has {there / 2**30:.1f} GiB: use more ranks, a "
+            "smaller model or training.activation_checkpointing full; `python -m train plan` tells what fits"
         )
 
 
