@@ -16,6 +16,7 @@ from shared.errors import ConfigError, UserError
 from shared.terminal import safe_text
 from train.architecture import at_least
 from train.config import RunConfig, load_recipe
+from train.plan_command import plan
 from train.preflight import RunRequest, prepare
 from train.sample import Sampling
 from train.signals import Signals
@@ -220,6 +221,7 @@ COMMANDS: dict[str, Command] = {
     "report": report,
     "status": status,
     "layouts": layouts,
+    "plan": plan,
     "doctor": doctor,
 }
 

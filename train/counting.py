@@ -108,11 +108,11 @@ class Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return resized
 
         setattr(torch.UntypedStorage, "resize_", resize)  # noqa: B010  fully_shard gives weights back by it
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exception: Any) -> None:
         setattr(torch.UntypedStorage, "resize_", self._resize)  # noqa: B010
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Let everything pass."""

@@ -1,4 +1,4 @@
-"""Pure: how fast ranks will train, and how long it takes them, from what a share of their peak is stated or measured."""
+"""Pure: how fast ranks will train, and how long it takes them, from a speed that was stated or measured."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from train.deadline import SAVE_BYTES_PER_S, Pace, guessed_save_s
 from train.layout import flops_per_token
 from train.memory import saved_bytes
 
-PEAK_TFLOPS = {
+PEAK_TFLOPS: dict[str, dict[str, float]] = {
     "a100": {"fp32": 19.5, "bf16": 312},
     "h100": {"fp32": 67, "bf16": 989, "float8": 1979},
     "h200": {"fp32": 67, "bf16": 989, "float8": 1979},
@@ -96,8 +96,8 @@ def duration(config: RunConfig, speed: Speed, walltime_s: float | None) -> Durat
     job_s = walltime_s - START_S - kept_s
     if job_s < step_s:
         raise ConfigError(
-            f"walltime of {walltime_s:,.0f} s is too short: {START_S:.0f} s to start, {kept_s:,.0f} s for two saves and "
-            f"the last step, {step_s:,.1f} s for each step: at least {START_S + kept_s + step_s:,.0f} s are wanted"
+            f"walltime of {walltime_s:,.0f} s is too short: {START_S:.0f} s to start, {kept_s:,.0f} s for two saves "
+            f"and the last step, {step_s:,.1f} s for each step: at least {START_S + kept_s + step_s:,.0f} s are wanted"
         )
     return Duration(steps, steps * tokens, step_s, total_s, job_s, kept_s, math.ceil(total_s / job_s))
 
@@ -118,4 +118,3 @@ def waiting_s(config: RunConfig, step_s: float, save_s: float) -> float:
     if config.checkpoint.asynchronous:
         return max(save_s - every * step_s, 0.0) / every
     return save_s / every
-

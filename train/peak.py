@@ -19,6 +19,7 @@ from train.memory import (
     block_activation_bytes,
     computed_split,
     head_activation_bytes,
+    optimizer_bytes,
     recompute_of,
 )
 from train.traffic import block_shapes, end_shapes, padded
@@ -104,7 +105,10 @@ class _Stage:
         self.is_sharded = layout.shards > 1 or (not self.is_pipeline and layout.dp_size > 1)
         self.is_tied = config.model.tie_word_embeddings and self.is_first and self.is_last
         self.narrow = 4 if config.training.precision == "fp32" else 2
-        blocks, ends = block_shapes(config.model), end_shapes(config.model, is_first=self.is_first, is_last=self.is_last)
+        blocks, ends = (
+            block_shapes(config.model),
+            end_shapes(config.model, is_first=self.is_first, is_last=self.is_last),
+        )
         self.block, self.ends = padded(blocks, layout.shards), padded(ends, layout.shards)
         self.state = len(self.layers) * optimizer_bytes(config, blocks, layout.shards)
         self.state += optimizer_bytes(config, ends, layout.shards, of_blocks=False)
