@@ -16,12 +16,9 @@ from shared.errors import ConfigError, UserError
 from shared.terminal import safe_text
 from train.architecture import at_least
 from train.config import RunConfig, load_recipe
-<<<<<<< HEAD
-from train.plan_command import plan
-=======
 from train.console import Output, console
 from train.outlook import Outlook
->>>>>>> main
+from train.plan_command import plan
 from train.preflight import RunRequest, prepare
 from train.sample import Sampling
 from train.signals import Signals

@@ -207,11 +207,11 @@ class _Stage:
         """The end of a backward pass: all gradients, and that of the embedding as it comes."""
         gradients = FP32 * self.elements
         coming = self.table * (1 + self.is_tied) if self.is_first else 0
+        for held, extra in ((self.held, 0), (min(self.held, self.passes - 1), coming)):
+            under_way = self._held_activations(held - 1) if held > 1 else 0
+            whole = gradients if not self.is_sharded or self.layout.microbatches > 1 else 0
+            yield Holding(gathered=self._gathered(1), gradients=whole + extra, activations=under_way)
         if self.is_sharded:
-            if self.layout.microbatches > 1:
-                yield Holding(gathered=self._gathered(1), gradients=gradients + coming)
             shares = gradients // self.layout.shards
             yield Holding(gradients=shares + 2 * FP32 * self.ends)
             yield Holding(gradients=shares + FP32 * self.ends + coming, gathered=self._gathered(1))
-        else:
-            yield Holding(gradients=gradients + coming)
