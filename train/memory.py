@@ -34,7 +34,7 @@ def activation_bytes(config: RunConfig, layout: Layout, parts: Sequence[range]) 
             held = held_parts(config.pipeline.schedule, layout.num_stages, layout.parts, layout.microbatches, stage)
         layers = [number for part in parts[stage :: layout.num_stages] for number in part]
         blocks = sum(block_activation_bytes(config, recompute_of(config, number)) for number in layers)
-        casts = sum(_cast_bytes(config, layout, recompute_of(config, number)) for number in layers)
+        casts = sum(cast_bytes(config, layout, recompute_of(config, number)) for number in layers)
         ends = (stage == 0) * embedding_activation_bytes(config) + layout.parts * rotary_bytes(config)
         sizes.append(held * (blocks + ends) // layout.parts + casts)
     # The backward pass of the last part follows its forward pass at once; zero-bubble puts off the weights' half of it.
@@ -119,7 +119,7 @@ def embedding_activation_bytes(config: RunConfig) -> int:
     return _tokens(config) * 8
 
 
-def _cast_bytes(config: RunConfig, layout: Layout, recompute: Recompute) -> int:
+def cast_bytes(config: RunConfig, layout: Layout, recompute: Recompute) -> int:
     """Of a block's weights in bf16, where they are cast and not gathered in it, until the end of the step."""
     is_gathered = config.strategy == "fsdp" or layout.shards > 1
     is_cast = config.training.precision != "fp32" and recompute != "full" and not is_gathered

@@ -5,6 +5,7 @@ dearest moment counts. These are bytes of tensors, what `torch.cuda.max_memory_a
 for itself, and what an allocator keeps of freed memory, is beside them.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -17,6 +18,7 @@ from train.memory import (
     FP32,
     activation_bytes,
     block_activation_bytes,
+    cast_bytes,
     computed_split,
     head_activation_bytes,
     optimizer_bytes,
@@ -128,12 +130,22 @@ class _Stage:
         state = Holding(weights=owned, optimizer=self.state, batch=16 * self.tokens * self.layout.microbatches)
         for held in (self._first_backward(), self._later_backward(), self._embedding()):
             yield from (replace(moment, weights=owned, optimizer=state.optimizer, batch=state.batch) for moment in held)
-        yield replace(state, gradients=owned)
+        yield replace(state, gradients=owned, optimizer=self.state + self._muon_takes())
 
     @property
     def elements(self) -> int:
         """Of the weights of this stage, over the ranks that share them."""
         return self.block * len(self.layers) + self.ends
+
+    def _muon_takes(self) -> int:
+        """For a step of Muon: every matrix ahead and moved, those of one shape in one batch as they are multiplied."""
+        if self.config.optimizer.name != "muon":
+            return 0
+        shapes = Counter(shape for shape in block_shapes(self.config.model) if len(shape) > 1)
+        alike = max(count * padded([shape], self.layout.shards) for shape, count in shapes.items())
+        each = (2 + self.is_sharded) * padded(list(shapes.elements()), self.layout.shards) + 3 * alike
+        width = 2 if self.device == "cuda" else FP32
+        return width * each * len(self.layers) // self.layout.shards
 
     def _first_backward(self) -> Iterator[Holding]:
         """Of the first microbatch: all activations, no gradients yet."""
@@ -147,7 +159,8 @@ class _Stage:
 
     def _held_activations(self, held: int) -> int:
         """Of so many microbatches, with the outputs that wait for their gradients."""
-        kept = (self.activations - self._head_kept()) * held // self.held
+        casts = sum(cast_bytes(self.config, self.layout, recompute_of(self.config, number)) for number in self.layers)
+        kept = (self.activations - self._head_kept() - casts) * held // self.held + casts
         outputs = held * self.hidden if self.is_pipeline and not (self.is_last and self.layout.parts == 1) else 0
         return kept + outputs
 
@@ -208,7 +221,7 @@ class _Stage:
         gradients = FP32 * self.elements
         coming = self.table * (1 + self.is_tied) if self.is_first else 0
         for held, extra in ((self.held, 0), (min(self.held, self.passes - 1), coming)):
-            under_way = self._held_activations(held - 1) if held > 1 else 0
+            under_way = self._held_activations(held - 1) if self.is_pipeline else 0
             whole = gradients if not self.is_sharded or self.layout.microbatches > 1 else 0
             yield Holding(gathered=self._gathered(1), gradients=whole + extra, activations=under_way)
         if self.is_sharded:
