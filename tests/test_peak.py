@@ -98,7 +98,6 @@ def test_the_more_is_computed_again_the_less_is_held(changes, precision):
         {"model__num_hidden_layers": 6},
         {"model__vocab_size": 4096},
         {"model__intermediate_size": 320},
-        {"model__tie_word_embeddings": False},
         {"data__sequence_length": 512},
     ],
     ids=str,

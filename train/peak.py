@@ -100,7 +100,7 @@ class _Stage:
         self, config: RunConfig, layout: Layout, parts: Sequence[range], stage: int, device: str, activations: int
     ) -> None:
         self.config, self.layout, self.device = config, layout, device
-        self.activations = activations
+        self.stage, self.activations = stage, activations
         self.is_first, self.is_last = stage == 0, stage == layout.num_stages - 1
         self.layers = [number for part in parts[stage :: layout.num_stages] for number in part]
         self.is_pipeline = config.strategy == "pipeline"
@@ -162,7 +162,15 @@ class _Stage:
         casts = sum(cast_bytes(self.config, self.layout, recompute_of(self.config, number)) for number in self.layers)
         kept = (self.activations - self._head_kept() - casts) * held // self.held + casts
         outputs = held * self.hidden if self.is_pipeline and not (self.is_last and self.layout.parts == 1) else 0
-        return kept + outputs
+        return kept + outputs + self._waiting_for_weights()
+
+    def _waiting_for_weights(self) -> int:
+        """Gradients of what products gave, by which zero-bubble makes those of the weights later."""
+        if not self.is_pipeline or self.config.pipeline.schedule != "zero-bubble":
+            return 0
+        model = self.config.model
+        each = 3 * model.hidden_size + 2 * model.kv_heads * model.head_dim + 2 * model.feed_forward
+        return self.stage * len(self.layers) // self.layout.parts * self.narrow * self.tokens * each
 
     def _head_kept(self) -> int:
         if not self.is_last:

@@ -4,7 +4,7 @@ Two processes train a few steps of each recipe under either strategy. What a ran
 was in use at once (VmHWM) beyond what it had after some steps of a model of a thousand weights under the same strategy:
 so what libraries take for themselves is counted apart. The allocator gives freed memory back at once here, so that
 what is in use is what tensors take; a run keeps it, for speed, which is the last column. `--device cuda` does the same
-in one process on a GPU, by `torch.cuda.max_memory_allocated`; `--only NAME` one recipe, `--microbatch N` in that.
+in one process on a GPU, by `torch.cuda.max_memory_allocated`; `--only PART` takes what has that in its name, `--microbatch N` in that.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from train.peak import stage_peaks
 from train.run import LARGEST_KEPT_BYTES
 from train.strategy import build_strategy
 
-STEPS = 3
+STEPS = 2
 GIVEN_BACK = 128 << 10
 """Pieces from so many bytes on go back to the system when they are freed: glibc's own default."""
 MIB = 1 << 20
@@ -172,9 +172,9 @@ def _status(key: str) -> int:
 def rows(device: str, only: str, microbatch: int | None) -> Iterator[tuple[str, ...]]:
     """Cells of the table, a line for each recipe, strategy and stage."""
     for name, recipe in recipes(device).items():
-        if only not in name:
-            continue
         for strategy in ("fsdp",) if device == "cuda" else ("fsdp", "pipeline"):
+            if only not in f"{name}, {strategy}":
+                continue
             config = replace(recipe, strategy=strategy)
             if microbatch is not None:
                 config = config.with_microbatch(microbatch)
@@ -199,7 +199,7 @@ def main(arguments: list[str]) -> None:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--only", default="", help="part of a recipe's name")
+    parser.add_argument("--only", default="", help="part of a recipe's name and strategy")
     parser.add_argument("--microbatch", type=int)
     options = parser.parse_args(arguments)
     names = "ratio", "planned, MiB", "taken", "tensors", "taken as a run", "libraries"
