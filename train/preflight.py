@@ -1,7 +1,6 @@
 """Everything that can be wrong with a run, found before a process group exists: one mistake is one message."""
 
 import json
-import os
 import platform
 import time
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from train.data import reading_order, validation_order
 from train.golden import check_tokenizer
 from train.layout import Layout, lay_out
 from train.lengths import LENGTHS, check_place, why_other_tokens
-from train.peak import ACCURACY, added_up, stage_peaks
+from train.room import check_room
 from train.schedule import RESCHEDULING, first_difference
 from train.views import View, open_validation, open_view
 from train.walltime import parse_deadline
@@ -114,7 +113,7 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
     order = reading_order(view, config)
     _check_order(order, config, request.tokens)
     layout = lay_out(config, world_size)
-    _check_memory(config, layout)
+    check_room(config, layout)
     validation = open_validation(request.tokens, index, config)
     _check_validation(validation, config, request.tokens)
     prepared = Prepared(request, config, index, view, order, layout, *(validation or ()))
@@ -157,28 +156,6 @@ def _check_validation(validation: tuple[View, str] | None, config: RunConfig, to
             f"{tokens / VALIDATION_NAME} has {sum(view.shard_chunks)} chunks of {config.data.sequence_length}, "
             f"data.validation_chunks wants {wanted}{config.data.in_units}: lower it, or tokenize with a larger "
             "--validation-share"
-        )
-
-
-def _check_memory(config: RunConfig, layout: Layout) -> None:
-    """Raises: ConfigError if what ranks hold for certain, in the smallest microbatch, is more than there is."""
-    import torch
-
-    least = config.with_microbatch(1)
-    each = stage_peaks(least, replace(layout, microbatches=layout.microbatches * config.microbatch))
-    if config.training.compile:  # compiled blocks keep less
-        each = [replace(held, activations=0) for held in each]
-    if torch.cuda.is_available():
-        needed, where = max(each, key=lambda held: held.total), "a GPU"
-        there = torch.cuda.get_device_properties(0).total_memory
-    else:
-        share = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / int(os.environ.get("WORLD_SIZE", "1"))
-        needed, where = added_up(each).times(layout.dp_size * share), "this machine"
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed.total > (1 + ACCURACY) * there:
-        raise ConfigError(
-            f"a step in the smallest microbatch takes {needed}, {where} has {there / 2**30:.1f} GiB: use more ranks, a "
-            "smaller model or training.activation_checkpointing full; `python -m train plan` tells what fits"
         )
 
 

@@ -4,7 +4,8 @@ Two processes train a few steps of each recipe under either strategy. What a ran
 was in use at once (VmHWM) beyond what it had after some steps of a model of a thousand weights under the same strategy:
 so what libraries take for themselves is counted apart. The allocator gives freed memory back at once here, so that
 what is in use is what tensors take; a run keeps it, for speed, which is the last column. `--device cuda` does the same
-in one process on a GPU, by `torch.cuda.max_memory_allocated`; `--only PART` takes what has that in its name, `--microbatch N` in that.
+in one process on a GPU, by `torch.cuda.max_memory_allocated`. `--only PART` takes what has that in its name,
+`--microbatch N` does it in that.
 """
 
 import argparse
