@@ -14,6 +14,7 @@ NPROC     ?=
 ARGS      ?=
 PROMPT    ?= The
 DEMO      ?= ../argonne-demo
+GPUS      ?= 8
 CHAOS     ?= ..
 KILLS     ?= 50
 JOBS      ?= 2
@@ -29,7 +30,7 @@ endif
 TRAIN = $(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor sample report test lint check chaos bench clean
+.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor plan sample report test lint check chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -72,6 +73,9 @@ train-fsdp: $(READY) ## train or continue a run fully sharded (TOKENS=dir RECIPE
 doctor: $(READY) ## is all here that a run needs? ten seconds (TOKENS=dir RECIPE=name RUN=dir NPROC=n ARGS=--json)
 	@$(PYTHON) -m train doctor $(if $(filter-out file,$(origin TOKENS) )$(wildcard $(TOKENS)),--tokens "$(TOKENS)") \
 		--run "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC)) $(ARGS)
+
+plan: $(READY) ## will it fit, and how long will it take? no GPU needed (RECIPE=name GPUS=n ARGS='--walltime 8:00 --a.b value')
+	@$(PYTHON) -m train plan "$(RECIPE)" --gpus $(GPUS) $(ARGS)
 
 sample: $(READY) ## continue a text with a run's newest checkpoint (RUN=dir PROMPT=text ARGS=...)
 	$(PYTHON) -m train sample "$(RUN)" --prompt "$(PROMPT)" $(ARGS)

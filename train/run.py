@@ -129,7 +129,13 @@ def _train(
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
-    log.event("start", **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}))
+    log.event(
+        "start",
+        ranks=dist.get_world_size(),
+        **where,
+        **strategy.facts(),
+        **({"restarts": restarts()} if restarts() else {}),
+    )
     if found := backoff.findings.found.told():
         log.event("microbatch", chosen=strategy.config.microbatch, **found)
     if changed:
