@@ -1,39 +1,26 @@
-"""Documents of a dataset by their input rows, and rows by what is in them: id, url, date, a piece of the text.
-
-Of the input files only what is asked for is read. A file that is not there any more, or is not what it was when the
-dataset was made, is never read: what it would say now is not what was trained on.
-"""
+"""Documents of a dataset by their input rows, and rows by what is in them; of the inputs no more is read than that."""
 
 import json
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from preprocess.config import num_cores
-from preprocess.footer import BadFileError
-from preprocess.sources import (
-    file_identity,
-    find_sources,
-    has_column,
-    nearest_group,
-    read_columns,
-    read_rows,
-)
+from preprocess.finding import Search, spoken, with_name, with_text
+from preprocess.inputs import Inputs
+from preprocess.sources import has_column, nearest_group, read_columns
 from shared.errors import FormatError, InputError
-from shared.format import Index, open_documents, read_index
+from shared.format import open_documents, read_index
 from shared.rows import InputRows
 from shared.terminal import safe_text
 
 NAMES = ("id", "url", "date")
 """Columns that are told of a document, where a file has them."""
-SUFFIX = "-tokens"
 MOST_ROWS = 1 << 40
 
 Row = tuple[str, int]
@@ -59,25 +46,24 @@ class Documents:
     def __init__(self, tokens: Path, data: str | None) -> None:
         self.tokens, self.index = tokens, read_index(tokens)
         self.rows = InputRows(self.index)
-        self._data = data
+        self.inputs = Inputs(tokens, self.index, data)
         self._offsets = lru_cache(maxsize=16)(partial(open_documents, tokens, self.index))
-        self.problem = lru_cache(maxsize=None)(self._problem)
 
     def of_rows(self, rows: Iterable[Row]) -> Iterator[Document]:
         """The documents of some rows, each once, in the order of the dataset.
 
         Raises: FormatError if there is no such row; BadFileError if a file cannot be read.
         """
-        wanted: dict[int, dict[int, tuple[str, int]]] = defaultdict(dict)
+        wanted: dict[int, set[int]] = defaultdict(set)
         for source, row in rows:
-            shard, within = self.rows.shard_row(source, row)
-            wanted[shard][within] = source, row
+            place = self.rows.shard_row(source, row)
+            wanted[place.shard].add(place.row)
         for shard in sorted(wanted):
             source = self.index.shards[shard].source
-            problem = self.problem(source)
-            within = sorted(wanted[shard])
-            told = {} if problem else self._columns(shard, within)
-            for row in within:
+            problem = self.inputs.problem(source)
+            rows_of_shard = sorted(wanted[shard])
+            told = {} if problem else self._columns(shard, rows_of_shard)
+            for row in rows_of_shard:
                 yield self._document(shard, row, told.get(row, {}), problem)
 
     def find(self, wanted: str) -> list[Document]:
@@ -86,10 +72,10 @@ class Documents:
         Raises: InputError if none has, or not all that may have it can be read.
         """
         sources = [number for number in range(len(self.index.sources)) if self._groups(number)]
-        unread = [problem for number in sources if (problem := self.problem(number))]
-        readable = [number for number in sources if not self.problem(number)]
+        unread = [problem for number in sources if (problem := self.inputs.problem(number))]
+        readable = [number for number in sources if not self.inputs.problem(number)]
         with ThreadPoolExecutor(num_cores()) as pool:
-            for search in (_with_name, _with_text):
+            for search in (with_name, with_text):
                 found = [row for rows in pool.map(partial(self._search, search, wanted), readable) for row in rows]
                 if found:
                     return list(self.of_rows(found))
@@ -101,37 +87,11 @@ class Documents:
             "one as it stands in the inputs, or FILE:ROW"
         )
 
-    @cached_property
-    def _files(self) -> dict[str, Path]:
-        """The input files that there are. A path of the index is only looked up here, so it leads nowhere else."""
-        data = self._data
-        if data is None:
-            name = str(self.tokens.absolute())
-            if not name.endswith(SUFFIX) or not Path(name.removesuffix(SUFFIX)).is_dir():
-                return {}
-            data = name.removesuffix(SUFFIX)
-        root, files = find_sources(data)
-        return {file.relative_to(root).as_posix(): file for file in files}
-
-    def _problem(self, number: int) -> str | None:
-        """Why an input file cannot be asked, or None."""
-        source = self.index.sources[number]
-        path = self._files.get(source.path)
-        if path is None:
-            where = f"not in {self._data}" if self._data else "not found: give the inputs' directory with --data"
-            return safe_text(f"{source.path} is {where}")
-        try:
-            if path.stat().st_size != source.size_bytes or file_identity(path) != source.identity:
-                return safe_text(f"{source.path} is not what it was when the dataset was made")
-        except BadFileError as error:
-            return safe_text(f"{source.path} {error.reason}")
-        return None
-
     def _document(self, shard: int, within: int, told: dict[str, Any], problem: str | None) -> Document:
         place = self.index.shards[shard]
         offsets = self._offsets(shard)
         size = int(offsets[within + 1]) - int(offsets[within])
-        columns = {name: None if value is None else _spoken(value) for name, value in told.items()}
+        columns = {name: None if value is None else spoken(value) for name, value in told.items()}
         return Document(
             self.index.sources[place.source].path, place.first_row + within, size, **columns, problem=problem
         )
@@ -139,14 +99,14 @@ class Documents:
     def _columns(self, shard: int, within: Sequence[int]) -> dict[int, dict[str, Any]]:
         """What the columns say of some rows of a shard, ascending."""
         place = self.index.shards[shard]
-        path = self._files[self.index.sources[place.source].path]
+        path = self.inputs.path(place.source)
         if not (names := [name for name in NAMES if has_column(path, name)]):
             return {}
         groups = range(place.first_row_group, place.first_row_group + place.num_row_groups)
         starts: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row in within:
             starts[nearest_group(path, groups, 0, row)].append(row)
-        told = {}
+        told: dict[int, dict[str, Any]] = {}
         for (group, first), rows in starts.items():
             told |= _picked(read_columns(path, range(group, groups.stop), self.index.text_column, names), first, rows)
         return told
@@ -160,46 +120,12 @@ class Documents:
         columns = [self.index.column(name) for name in ("source", "first_row_group", "num_row_groups")]
         ends: dict[int, range] = {}
         for source, first, count in zip(*columns, strict=True):
-            ends[source] = range(0, max(ends.get(source, range(0)).stop, first + count))
+            ends[source] = range(max(ends.get(source, range(0)).stop, first + count))
         return ends
 
-    def _search(self, search: "Search", wanted: str, number: int) -> list[Row]:
-        source = self.index.sources[number].path
-        rows = search(self._files[source], self._groups(number), self.index.text_column, wanted)
-        return [(source, row) for row in rows]
-
-
-Search = Callable[[Path, range, str, str], Iterator[int]]
-
-
-def _with_name(path: Path, groups: range, column: str, wanted: str) -> Iterator[int]:
-    """Rows of a file whose id or url is `wanted`."""
-    names = [name for name in ("id", "url") if has_column(path, name)]
-    first = 0
-    for batch in read_columns(path, groups, column, names) if names else ():
-        for number in _rows_where(batch, wanted):
-            yield first + number
-        first += batch.num_rows
-
-
-def _rows_where(batch: Any, wanted: str) -> list[int]:
-    found = set[int]()
-    for name in batch.schema.names:
-        values = batch.column(name)
-        if pa.types.is_float64(values.type):
-            values = pa.array([None if value is None else _spoken(value) for value in values.to_pylist()], pa.string())
-        if not pa.types.is_null(values.type) and not pa.types.is_nested(values.type):
-            found.update(pc.indices_nonzero(pc.equal(values.cast(pa.large_string()), wanted)).to_pylist())
-    return sorted(found)
-
-
-def _with_text(path: Path, groups: range, column: str, wanted: str) -> Iterator[int]:
-    """Rows of a file in whose text `wanted` stands."""
-    first = 0
-    for texts, _ in read_rows(path, groups, column):
-        for number in pc.indices_nonzero(pc.match_substring(texts, wanted)).to_pylist():
-            yield first + number
-        first += len(texts)
+    def _search(self, search: Search, wanted: str, number: int) -> list[Row]:
+        rows = search(self.inputs.path(number), self._groups(number), self.index.text_column, wanted)
+        return [(self.index.sources[number].path, row) for row in rows]
 
 
 def _picked(batches: Iterator[Any], first: int, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -213,15 +139,6 @@ def _picked(batches: Iterator[Any], first: int, rows: Sequence[int]) -> dict[int
         if not left:
             break
     return told
-
-
-def _spoken(value: Any) -> str:
-    """A value as it stands in the input: JSON has one kind of number.
-
-    >>> _spoken(17.0), _spoken("x")
-    ('17', 'x')
-    """
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def parse_row(name: str) -> Row:
@@ -252,3 +169,18 @@ def parse_line(line: str) -> Row:
         shown = safe_text(line.strip()[:60])
         raise FormatError(f'{shown!r} names no row: a line like {{"source": "a.parquet", "row": 17}} is wanted')
     return source, row
+
+
+def tell(tokens: Path, data: str | None, names: Sequence[str], find: str | None) -> None:
+    """Print a line of JSON for each document that is asked for.
+
+    Raises: UserError for what cannot be found.
+    """
+    documents = Documents(tokens, data)
+    if find is not None:
+        found: Iterable[Document] = documents.find(find)
+    else:
+        rows = [row for name in names for row in (map(parse_line, sys.stdin) if name == "-" else [parse_row(name)])]
+        found = documents.of_rows(rows)
+    for document in found:
+        print(json.dumps(asdict(document)))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from preprocess.batches import BATCH_BYTES, Rows, split
 from preprocess.footer import BadFileError, Footer, RowGroup, unreadable

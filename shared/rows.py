@@ -25,7 +25,9 @@ class InputRows:
     def __init__(self, index: Index) -> None:
         self._index = index
         self.sources = {source.path: number for number, source in enumerate(index.sources)}
-        columns: list[Numbers] = [np.array(index.column(name), np.int64) for name in ("source", "first_row", "num_rows")]
+        columns: list[Numbers] = [
+            np.array(index.column(name), np.int64) for name in ("source", "first_row", "num_rows")
+        ]
         source, first, count = columns
         self._shards = np.flatnonzero(count)
         order = np.lexsort((first[self._shards], source[self._shards]))
