@@ -55,8 +55,8 @@ class Documents:
         Raises: FormatError if there is no such row; BadFileError if a file cannot be read.
         """
         wanted: dict[int, set[int]] = defaultdict(set)
-        for source, row in rows:
-            place = self.rows.shard_row(source, row)
+        for path, row in rows:
+            place = self.rows.shard_row(path, row)
             wanted[place.shard].add(place.row)
         for shard in sorted(wanted):
             source = self.index.shards[shard].source

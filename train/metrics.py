@@ -7,7 +7,7 @@ often the run was killed and continued. A full disk does not end a run here: lin
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +74,14 @@ class RunLog:
             self._last_line = time.monotonic()
             print(self._line(record), flush=True)
 
-    def event(self, name: str, **details: Any) -> None:
-        """Append an event, and say it."""
+    def event(self, name: str, unsaid: Mapping[str, Any] | None = None, **details: Any) -> None:
+        """Append an event, and say it, but for what is for programs."""
         if self.is_writer:
-            self.tell(name, **details)
+            self.tell(name, unsaid, **details)
 
-    def tell(self, name: str, **details: Any) -> None:
+    def tell(self, name: str, unsaid: Mapping[str, Any] | None = None, **details: Any) -> None:
         """The same on any rank and thread, for what one of them alone knows."""
-        self._append(self.events_path, json.dumps({"time": time.time(), "event": name, **details}))
+        self._append(self.events_path, json.dumps({"time": time.time(), "event": name, **details, **(unsaid or {})}))
         said = details.get("problem") or ", ".join(f"{key} {value}" for key, value in details.items())
         print(f"{name}: {said}", flush=True)
 

@@ -20,6 +20,7 @@ from train.collective import gather, leave, rank
 from train.data import ChunkReader
 from train.findings import MICROBATCH_NAME, Findings
 from train.heartbeat import Heartbeat
+from train.history import told_at_start
 from train.joining import join
 from train.layout import flops_per_token
 from train.lifecycle import claim, expect_end, failure_told, restarts, tell_end
@@ -123,7 +124,8 @@ def _train(
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
-    log.event("start", **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}))
+    unsaid = told_at_start(request.tokens, strategy.config, strategy.layout, progress.cursor)
+    log.event("start", unsaid, **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}))
     if found := backoff.findings.found.told():
         log.event("microbatch", chosen=strategy.config.microbatch, **found)
     if changed:
