@@ -5,7 +5,7 @@ What a start tells for this is written here too, so that nothing has to be guess
 
 import json
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,10 @@ def history(events: Sequence[Mapping[str, Any]], recipe: RunConfig) -> History:
     A start that tells no options had those of `recipe`, unless the run says that it went on with others since.
     """
     stretches, undone, tokens = list[Stretch](), list[tuple[Stretch, int]](), None
-    changes = [number for number, event in enumerate(events) if _changes_data(event)]
+    last_other = _last_start_with_other_data(events)
     for number, event in enumerate(events):
         if event["event"] == "start":
-            # The event of what a start itself has changed comes behind it.
-            later = [change for change in changes if change > number and _is_of_another_start(events[number:change])]
-            new = _started(event, None if later else recipe.data)
+            new = _started(event, recipe.data if number >= last_other else None)
             tokens = event.get("tokens", tokens)
         elif event["event"] == "backoff" and stretches:
             new = stretches[-1].smaller(event["to"], event.get("first", event["step"]))
@@ -120,9 +118,12 @@ def _started(event: Mapping[str, Any], data: DataConfig | None) -> Stretch:
     return Stretch(step, step, Cursor(*event["cursor"]), data, layout, event["microbatch"], told)
 
 
-def _changes_data(event: Mapping[str, Any]) -> bool:
-    return event["event"] == "changed" and any(change.startswith("recipe.data.") for change in event["changes"])
-
-
-def _is_of_another_start(events: Iterable[Mapping[str, Any]]) -> bool:
-    return sum(event["event"] == "start" for event in events) > 1
+def _last_start_with_other_data(events: Sequence[Mapping[str, Any]]) -> int:
+    """The number of the last start that went on with other options of [data] than the one before; its event follows."""
+    start = last = 0
+    for number, event in enumerate(events):
+        if event["event"] == "start":
+            start = number
+        elif event["event"] == "changed" and any(change.startswith("recipe.data.") for change in event["changes"]):
+            last = start
+    return last

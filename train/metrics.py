@@ -74,12 +74,12 @@ class RunLog:
             self._last_line = time.monotonic()
             print(self._line(record), flush=True)
 
-    def event(self, name: str, unsaid: Mapping[str, Any] | None = None, **details: Any) -> None:
+    def event(self, name: str, unsaid: Mapping[str, Any] | None = None, /, **details: Any) -> None:
         """Append an event, and say it, but for what is for programs."""
         if self.is_writer:
             self.tell(name, unsaid, **details)
 
-    def tell(self, name: str, unsaid: Mapping[str, Any] | None = None, **details: Any) -> None:
+    def tell(self, name: str, unsaid: Mapping[str, Any] | None = None, /, **details: Any) -> None:
         """The same on any rank and thread, for what one of them alone knows."""
         self._append(self.events_path, json.dumps({"time": time.time(), "event": name, **details, **(unsaid or {})}))
         said = details.get("problem") or ", ".join(f"{key} {value}" for key, value in details.items())

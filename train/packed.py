@@ -92,11 +92,8 @@ class PackedView:
         shards = np.full(self._num_pieces[shard], shard)
         starts = self._pieces.read(shards, np.arange(len(shards)))["start"].astype(np.int64)
         chunks = self._chunks.read(np.full(self.shard_chunks[shard], shard), np.arange(self.shard_chunks[shard]))
-        maybe = np.flatnonzero(starts < ids.stop)
-        offsets = np.unique(np.searchsorted(chunks["first_piece"], maybe.astype(np.uint64), side="right") - 1)
-        spans = self.spans(np.full(len(offsets), shard), offsets)
-        is_held = (spans.starts < ids.stop) & (spans.starts + spans.sizes > ids.start)
-        return np.unique(offsets[spans.rows[is_held]])
+        pieces = np.flatnonzero((starts >= ids.start) & (starts < ids.stop)).astype(np.uint64)
+        return np.unique(np.searchsorted(chunks["first_piece"], pieces, side="right") - 1)
 
     def _located(self, shards: Chunks, offsets: Chunks) -> Pieces:
         chunks = self._chunks.read(shards, offsets)

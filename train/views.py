@@ -54,7 +54,7 @@ class View(Protocol):
         """What of the shards is in these chunks; one chunk may be of several spans."""
 
     def holding(self, shard: int, ids: range) -> Chunks:
-        """Offsets of the chunks that have any of these ids of a shard, as an input or a target."""
+        """Offsets of the chunks that have any of the ids of a document of a shard, as an input or a target."""
 
 
 def open_view(tokens: Path, index: Index, config: RunConfig) -> View:
