@@ -86,18 +86,14 @@ class Trace:
         places = reading.order.locate(reading.order.chunks(positions))
         parts = self.provenance.parts(reading.view.spans(*places))
         chunks = [
-            _seen_by(
-                reading, SeenChunk(position, position // reading.order.num_training, *place, None, None, None, part)
-            )
-            for position, place, part in zip(
-                positions, zip(*(p.tolist() for p in places), strict=True), parts, strict=True
-            )
+            _seen_by(reading, position, (shard, offset), documents)
+            for position, shard, offset, documents in zip(positions, *(p.tolist() for p in places), parts, strict=True)
         ]
         length = reading.data.sequence_length
         return SeenStep(step, *self._outcome(step), stretch.told, length, chunks)
 
     def sightings(self, source: str, row: int) -> list[Sighting]:
-        """Where the document in that row of an input file was seen and will be, by steps; see `SeenChunk` for order.
+        """Where the document in that row of an input file was seen and will be, in the order of the steps.
 
         Raises: FormatError if there is no such row, or it is not known what a step has read.
         """
@@ -115,17 +111,12 @@ class Trace:
         ]
         return sorted(found, key=lambda sighting: (sighting.step, sighting.chunk.position))
 
-    def document_chunks(self, view: View, where: ShardRow) -> list[int]:
-        """Offsets of the chunks that have any of a document."""
-        ids = self.provenance.ids(where.shard, where.row)
-        return view.holding(where.shard, ids).tolist() if ids else []
-
     def _in_stretch(self, stretch: Stretch, last: int, where: ShardRow) -> Iterator[Sighting]:
         reading = self.replay.reading(stretch)
         first, end = reading.position(stretch.after + 1), reading.position(last + 1)
         bounds, size = reading.order.bounds, reading.order.num_training
         row = self.replay.index.shards[where.shard].first_row + where.row
-        for offset in self.document_chunks(reading.view, where):
+        for offset in chunks_with(self.provenance, reading.view, where):
             if int(bounds[where.shard]) + offset >= size:  # held out
                 continue
             for epoch in range(first // size, -(-end // size)):
@@ -143,12 +134,15 @@ class Trace:
     def _outcome(self, step: int) -> tuple[State, bool | None, float | None]:
         if step > self.replay.records.last_step:
             return "to come", None, None
-        record = self.replay.records.of(step)
-        return (
-            "done",
-            None if record is None else record["loss"] is not None,
-            None if record is None else record["loss"],
-        )
+        if (record := self.replay.records.of(step)) is None:
+            return "done", None, None
+        return "done", record["loss"] is not None, record["loss"]
+
+
+def chunks_with(provenance: Provenance, view: View, where: ShardRow) -> list[int]:
+    """Offsets of the chunks of a shard that have any of a document; of a row without one there are none."""
+    ids = provenance.ids(where.shard, where.row)
+    return view.holding(where.shard, ids).tolist() if ids else []
 
 
 def _seen_by(reading: Reading, position: int, place: tuple[int, int], documents: list[Part]) -> SeenChunk:
