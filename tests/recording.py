@@ -118,15 +118,15 @@ class Texts:
         seen: dict[int, list[int]] = {}
         real = [place for place, target in enumerate(targets) if target != IGNORED]
         for place in real:
-            shard, at = self._place(inputs, targets, place, real)
+            shard, at = self._place(inputs, targets, place)
             for row, within in (self.documents[shard][at], self.documents[shard][at + 1]):
                 seen.setdefault(row, []).append(within)
         for places in seen.values():
             assert sorted(set(places)) == list(range(min(places), max(places) + 1))
         return [(row, min(places), max(places) + 1) for row, places in seen.items()]
 
-    def _place(self, inputs, targets, place, real) -> tuple[int, int]:
-        """Where the input at `place` stands in the shards: an end is one behind the id before it, or before a target."""
+    def _place(self, inputs, targets, place) -> tuple[int, int]:
+        """Where the input at `place` stands in the shards: an end stands before its target."""
         if inputs[place] != self.end:
             return self.places[inputs[place]]
         if targets[place] != self.end:

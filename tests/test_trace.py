@@ -2,20 +2,20 @@
 
 import json
 import random
-from contextlib import contextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import train.run
 from preprocess.config import PackSettings
 from preprocess.pack import pack
-from shared.errors import ConfigError, FormatError
-from shared.format import read_index
+from shared.format import open_documents, read_index
 from tests.helpers import on_ranks
 from tests.recording import Texts, recorded, recording
 from tests.train_helpers import group_of_one, plain, recipe, unasked, write_documents
+from train.held_out import held_out
 from train.preflight import RunRequest, prepare
 from train.replay import Replay
 from train.run import execute
@@ -30,7 +30,7 @@ LONGER = {"data__sequence_length": 32, "data__validation_chunks": 4, "data__glob
 CASES = {  # options of the whole run, then those of each start on two ranks
     "natural": ({"data__order": "natural"}, [PIPELINE, FSDP]),
     "shuffled": ({}, [FSDP | {"data__global_batch": 8}, PIPELINE | {"training__microbatch": 2}]),
-    "units": (UNITS, [PIPELINE, FSDP | LONGER]),
+    "units": (UNITS, [FSDP | LONGER, PIPELINE | LONGER]),
     "packed": ({"data__packing": "best-fit"}, [FSDP, PIPELINE]),
     "packed, natural": ({"data__packing": "whole", "data__order": "natural"}, [PIPELINE]),
 }
@@ -62,16 +62,6 @@ def executed(data, run, stop_step, total_steps=10**4, **changes):
         patch.setattr(train.run, "measured_peak_flops", lambda device, dtype: 1e9)
         request = RunRequest(data.tokens, run, config(data, total_steps, **changes), stop_step)
         execute(prepare(request, 1), CPU, unasked())
-
-
-def traced(run, step):
-    """As `recorded` has it: for each rank its sequences in order, with the documents in them and the microbatch."""
-    by_rank = {}
-    for chunk in Trace(Replay(run)).step(step).chunks:
-        parts = [(part.row, part.start, part.stop) for part in chunk.documents]
-        for number in chunk.ranks:
-            by_rank.setdefault(number, []).append((merged(parts), chunk.microbatch))
-    return by_rank
 
 
 def merged(parts):
@@ -149,3 +139,126 @@ def test_every_step_has_the_documents_ranks_and_microbatches_that_its_readers_wr
     assert assert_traced(runs.data, runs.directory / name, steps) > 4 * len(steps)
     epochs = {chunk.epoch for step in steps for chunk in Trace(Replay(runs.directory / name)).step(step).chunks}
     assert len(epochs) > 1
+
+
+def sequence_losses(hit, becomes):
+    """What becomes of the loss of each microbatch that has the id `hit`."""
+    plain_loss = SingleStrategy._loss
+
+    def loss(self, batch):
+        return becomes(plain_loss(self, batch)) if (batch.inputs_BT == hit).any() else plain_loss(self, batch)
+
+    return loss
+
+
+def faulty(data, run, step, becomes, **changes):
+    """A run of 40 steps on one process in which the loss of `step` becomes another one."""
+    position = 4 * (step - 1)
+    hit = next(number for number in range(16 * position + 1, 16 * position + 64) if number in data.texts.places)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SingleStrategy, "_loss", sequence_losses(hit, becomes))
+        executed(data, run, None, 40, data__order="natural", data__validation_chunks=0, **changes)
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def plain_data(group, tmp_path_factory):
+    """A shard of 200 chunks of 16 ids, each of a document of its own."""
+    directory, shards = tmp_path_factory.mktemp("faulty") / "tokens", [[16] * 200 + [2]]
+    write_documents(directory, shards, vocab_size=3005, end=3004)
+    return SimpleNamespace(tokens=directory, texts=Texts(shards, 3004), end=3004)
+
+
+def rows(step):
+    return [part.row for chunk in step.chunks for part in chunk.documents if part.num_tokens - part.start > 1]
+
+
+def test_a_skipped_step_has_its_documents_and_taught_nothing(plain_data, tmp_path):
+    run = tmp_path / "run"
+    events = faulty(plain_data, run, 9, lambda loss: loss * float("nan"))
+    (bad,) = [event for event in events if event["event"] == "bad-step"]
+    assert assert_traced(plain_data, run, range(1, 41)) == 160
+    trace = Trace(Replay(run))
+    step = trace.step(bad["step"])
+    assert [step.learned, step.loss, trace.step(bad["step"] + 1).learned] == [False, None, True]
+    source, row = step.chunks[1].documents[0].source, step.chunks[1].documents[0].row
+    assert {(s.step, s.learned) for s in trace.sightings(source, row)} >= {(bad["step"], False)}
+
+
+def test_a_rollback_undoes_what_was_seen_since_and_goes_on_behind_it(plain_data, tmp_path):
+    run, options = tmp_path / "run", {"checkpoint__every": 4, "checkpoint__keep": 9, "recovery__rollback_steps": 4}
+    events = faulty(plain_data, run, 22, lambda loss: loss * 50, **options)
+    (back,) = [event for event in events if event["event"] == "rollback"]
+    assert assert_traced(plain_data, run, range(1, 41)) == 160
+    trace = Trace(Replay(run))
+    behind = trace.step(back["to"] + 1).chunks[0]
+    assert behind.position == 4 * back["step"]
+    skipped = {row for step in range(back["to"] + 1, back["step"] + 1) for row in range(4 * step - 4, 4 * step)}
+    for row in sorted(skipped)[1:]:  # the first of them is a target of the chunk before
+        sightings = trace.sightings("a.parquet", row)
+        assert {s.state for s in sightings if s.chunk.position < behind.position} == {"undone"}, row
+
+
+def test_a_smaller_microbatch_counts_from_the_step_that_memory_ran_out_in(plain_data, tmp_path):
+    run, failed = tmp_path / "run", []
+
+    def once(loss):
+        failed.append(loss)
+        if len(failed) == 1:
+            raise torch.OutOfMemoryError("a test's")
+        return loss
+
+    events = faulty(plain_data, run, 9, once, training__microbatch=2)
+    (backoff,) = [event for event in events if event["event"] == "backoff"]
+    assert (backoff["from"], backoff["to"]) == (2, 1)
+    assert assert_traced(plain_data, run, range(1, 41)) == 160
+    numbers = [
+        [chunk.microbatch for chunk in Trace(Replay(run)).step(step).chunks]
+        for step in (backoff["step"] - 1, backoff["step"])
+    ]
+    assert numbers == [[0, 0, 1, 1], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_document_was_seen_at_exactly_the_steps_that_have_it(runs, name):
+    """Steps to documents and documents to steps are inverse, over all steps that were and some that will be."""
+    trace, last = Trace(Replay(runs.directory / name)), runs.steps[name]
+    trace.replay.total_steps = last + 5
+    forwards = {}
+    for step in range(1, last + 6):
+        seen_step = trace.step(step)
+        assert seen_step.state == ("done" if step <= last else "to come")
+        for chunk in seen_step.chunks:
+            for part in chunk.documents:
+                forwards.setdefault(part.row, set()).add(
+                    (step, chunk.position, part.start, part.stop, chunk.microbatch)
+                )
+    for row, (source, size) in enumerate(every_row(runs.data)):
+        backwards = {
+            (s.step, s.chunk.position, part.start, part.stop, s.chunk.microbatch)
+            for s in trace.sightings(source, row)
+            for part in s.chunk.documents
+        }
+        assert backwards == forwards.get(row, set()), (row, size)
+
+
+def every_row(data):
+    index = read_index(data.tokens)
+    return [("a.parquet", size) for number in range(len(index.shards)) for size in row_sizes(data, number)]
+
+
+def row_sizes(data, shard):
+    return np.diff(open_documents(data.tokens, read_index(data.tokens), shard).astype(np.int64)).tolist()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_document_is_seen_whole_in_an_epoch_or_held_out(runs, name):
+    """Each target of a document is seen once in the first epoch or is in the validation range; a packing may cut more."""
+    replay = Replay(runs.directory / name)
+    trace = Trace(replay)
+    for row, (source, size) in enumerate(every_row(runs.data)):
+        found = held_out(replay, source, row)
+        first = [s for s in trace.sightings(source, row) if s.chunk.epoch == 0]
+        targets = sum(part.stop - part.start - (part.place < 32) for s in first for part in s.chunk.documents)
+        assert size == 0 or found.validated or found.reserved or first or "whole" in str(CASES[name]), row
+        assert targets <= size, row
