@@ -81,9 +81,9 @@ class Documents:
                     return list(self.of_rows(found))
         shown = safe_text(wanted if len(wanted) <= 60 else wanted[:57] + "...")
         if unread:
-            raise InputError(f"no document {shown!r} in what can be read: {unread[0]} ({len(unread)} such files)")
+            raise InputError(f"no document '{shown}' in what can be read: {unread[0]} ({len(unread)} such files)")
         raise InputError(
-            f"no document of {safe_text(str(self.tokens))} has the id or url {shown!r}, or that in its text: give "
+            f"no document of {safe_text(str(self.tokens))} has the id or url '{shown}', or that in its text: give "
             "one as it stands in the inputs, or FILE:ROW"
         )
 
@@ -151,7 +151,7 @@ def parse_row(name: str) -> Row:
     """
     source, colon, row = name.rpartition(":")
     if not colon or not row.isascii() or not row.isdecimal() or int(row) >= MOST_ROWS:
-        raise FormatError(f"{safe_text(name)!r} names no row: FILE:ROW is wanted, as in 000_00000.parquet:17")
+        raise FormatError(f"'{safe_text(name)}' names no row: FILE:ROW is wanted, as in 000_00000.parquet:17")
     return source, int(row)
 
 
@@ -167,7 +167,7 @@ def parse_line(line: str) -> Row:
         source, row = None, None
     if type(source) is not str or type(row) is not int:
         shown = safe_text(line.strip()[:60])
-        raise FormatError(f'{shown!r} names no row: a line like {{"source": "a.parquet", "row": 17}} is wanted')
+        raise FormatError(f"""'{shown}' names no row: a line like {{"source": "a.parquet", "row": 17}} is wanted""")
     return source, row
 
 

@@ -42,7 +42,7 @@ class Asked:
         shown = ", ".join(f"{document['source']}:{document['row']}" for document in found[:MOST_SHOWN])
         more = f" and {len(found) - MOST_SHOWN:,} more" if len(found) > MOST_SHOWN else ""
         raise InputError(
-            f"{safe_text(wanted[:60])!r} is in {len(found):,} documents: give a longer text, an id, or one of them: "
+            f"'{safe_text(wanted[:60])}' is in {len(found):,} documents: give a longer text, an id, or one of them: "
             f"{safe_text(shown)}{more}"
         )
 

@@ -78,15 +78,9 @@ class RunLog:
 
     def tell(self, name: str, unsaid: Mapping[str, Any] | None = None, /, **details: Any) -> None:
         """The same on any rank and thread, for what one of them alone knows."""
-<<<<<<< HEAD
-        self._append(self.events_path, json.dumps({"time": time.time(), "event": name, **details, **(unsaid or {})}))
-        said = details.get("problem") or ", ".join(f"{key} {value}" for key, value in details.items())
-        print(f"{name}: {said}", flush=True)
-=======
         event = {"time": time.time(), "event": name, **details}
-        self._append(self.events_path, json.dumps(event))
+        self._append(self.events_path, json.dumps({**event, **(unsaid or {})}))
         self.console.event(event)
->>>>>>> main
 
     def flush(self) -> None:
         """Write the lines that wait.

@@ -170,5 +170,5 @@ def parse_steps(steps: str) -> range:
     first, dots, last = steps.partition("..")
     numbers = [first, last] if dots else [first, first]
     if not all(number.isascii() and number.isdecimal() for number in numbers) or int(numbers[0]) > int(numbers[1]):
-        raise ConfigError(f"--step is {safe_text(steps)!r}: a step or a range of them is wanted, as in 17 or 17..20")
+        raise ConfigError(f"--step is '{safe_text(steps)}': a step or a range of them is wanted, as in 17 or 17..20")
     return range(int(numbers[0]), int(numbers[1]) + 1)
