@@ -16,27 +16,9 @@ from preprocess.parquet import Parquet
 from shared.errors import FormatError, InputError
 from shared.format import read_index
 from shared.rows import InputRows
-from tests.helpers import dataset_rows, write_jsonl
+from tests.helpers import dataset_rows, named_rows, write_jsonl, write_named
 
 NAMES = ["id", "url", "date"]
-
-
-def rows_of(start, count):
-    """Rows that say in every column which they are; some have no text, and one url is hostile."""
-    return [
-        {
-            "id": f"<urn:{i}>",
-            "text": None if i % 7 == 3 else f"document number {i} says the word w{i}w",
-            "url": f"https://example.org/{i}" if i != 5 else "https://example.org/\x1b[2J\u202e",
-            "date": f"2025-06-{1 + i % 28:02d}",
-        }
-        for i in range(start, start + count)
-    ]
-
-
-def write_rows(path, rows, rows_per_group):
-    table = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in ("text", *NAMES)})
-    pq.write_table(table, path, row_group_size=rows_per_group)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +27,9 @@ def made(tmp_path_factory, tokenizer_path):
     directory = tmp_path_factory.mktemp("documents")
     data = directory / "web"
     data.mkdir()
-    write_rows(data / "0.parquet", rows_of(0, 90), 10)
-    write_jsonl(data / "1.jsonl", rows_of(90, 40))
-    write_jsonl(data / "2.jsonl.zst", rows_of(130, 20), frames=3)
+    write_named(data / "0.parquet", named_rows(0, 90), 10)
+    write_jsonl(data / "1.jsonl", named_rows(90, 40))
+    write_jsonl(data / "2.jsonl.zst", named_rows(130, 20), frames=3)
     build(str(data), directory / "web-tokens", BuildSettings(16, "text", 1000), TokenizerSettings(str(tokenizer_path)))
     return directory / "web-tokens"
 
@@ -62,7 +44,7 @@ def moved(made, tmp_path):
 
 def wanted(source, row):
     first = {"0.parquet": 0, "1.jsonl": 90, "2.jsonl.zst": 130}[source]
-    told = rows_of(first + row, 1)[0]
+    told = named_rows(first + row, 1)[0]
     return {name: told[name] for name in NAMES}
 
 

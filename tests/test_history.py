@@ -70,7 +70,9 @@ def test_stretches_are_those_that_the_weights_come_of(events, stretches):
 
 
 def test_a_stretch_has_the_options_and_the_layout_of_its_start():
-    found = history([start(0), start(4, TWO, 1, 16, global_batch=8), backoff(6, 1, first=6)], RECIPE)
+    found = history(
+        [start(0), start(4, TWO, 1, 16, global_batch=8, validation_chunks=8), backoff(6, 1, first=6)], RECIPE
+    )
     assert [stretch.data.global_batch for stretch in found.stretches] == [4, 8, 8]
     assert [stretch.layout for stretch in found.stretches] == [ONE, TWO, Layout("pipeline", 2, 1, 1, 8)]
     assert [stretch.told.split(",")[1] for stretch in found.stretches] == [f" {n} microbatches" for n in (2, 4, 8)]

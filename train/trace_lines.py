@@ -5,6 +5,7 @@ from typing import Any
 
 from shared.terminal import safe_text
 
+MOST_TO_COME = 20
 UNKNOWN = "not told by the start of that step"
 
 
@@ -36,11 +37,17 @@ def document_lines(document: dict[str, Any]) -> Iterator[str]:
     yield f"document {name}  {document['num_tokens']:,} tokens{_columns(document)}"
     yield from _text(document)
     yield from _summary(document)
+    coming = 0
     for seen in document["sightings"]:
+        coming += seen["state"] == "to come"
+        if coming > MOST_TO_COME:
+            continue
         extents = " and ".join(_extent(part, document["num_tokens"]) for part in seen["parts"])
         fate = {"undone": " (undone by a rollback)", "to come": " (to come)"}.get(seen["state"], "")
         fate = fate or (" (skipped: its loss or gradient was not finite)" if seen["learned"] is False else "")
         yield f"  step {seen['step']:,}{fate}  epoch {seen['epoch']}  {extents}  {_who(seen)}"
+    if coming > MOST_TO_COME:
+        yield f"  ... {coming - MOST_TO_COME:,} more to come (all of them with --json)"
     yield ""
 
 
@@ -53,8 +60,8 @@ def problem_lines(told: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _summary(document: dict[str, Any]) -> Iterator[str]:
     if document["num_tokens"] == 0:
-        apart = "it is of the validation split" if document["validation"]["is_kept_apart"] else "it was left out"
-        yield f"no step sees it: {apart} when the dataset was made"
+        is_apart = document["validation"]["is_kept_apart"]
+        yield "no step sees it: it " + ("is of the validation split" if is_apart else "was left out of the dataset")
     seen = [sighting for sighting in document["sightings"] if sighting["state"] == "done"]
     last = f"by step {document['last_step']:,} of {document['total_steps']:,}"
     if seen:
