@@ -109,7 +109,7 @@ def test_a_document_is_told_with_its_steps_whichever_way_it_is_named(made, capsy
 def test_a_document_that_was_kept_apart_is_validated_on_and_never_seen(made, capsys):
     apart = [row for _, row, ids in dataset_rows(made.tokens / "validation") if ids]
     assert apart
-    found = [as_json(capsys, "--run", made.run, "--doc", f"a.parquet:{row}")[0] for row in apart]
+    found = [as_json(capsys, "--run", made.run, "--doc", f"a.parquet:{row}")[0] for row in apart[-2:]]
     assert {(len(document["sightings"]), document["validation"]["is_kept_apart"]) for document in found} == {(0, True)}
     row = next(document["row"] for document in found if document["validation"]["validated"])
     shown = told(capsys, "--run", made.run, "--doc", f"a.parquet:{row}")
