@@ -1,6 +1,7 @@
 """`python -m train trace` as people and programs meet it, on a run over a dataset made of real files."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -115,6 +116,32 @@ def test_a_document_that_was_kept_apart_is_validated_on_and_never_seen(made, cap
     shown = told(capsys, "--run", made.run, "--doc", f"a.parquet:{row}")
     assert "no step sees it: it is of the validation split\nvalidated on: 1 chunk of it, which no step sees" in shown
     assert "no step sees it: it was left out of the dataset" in told(capsys, "--run", made.run, "--doc", "a.parquet:3")
+
+
+def test_losses_are_told_of_documents_and_shown_as_colours(made, capsys, monkeypatch):
+    (step,) = as_json(capsys, "--run", made.run, "--step", 2, "--losses")
+    assert step["checkpoint"] == {"path": str(made.run / "checkpoints/step-00000003"), "step": 3}
+    parts = [part for chunk in step["chunks"] for part in chunk["documents"]]
+    decode = plain_tokenizer(made.tokens).decode
+    for part in parts:
+        assert len(part["losses"]) == len(part["ids"]) == part["stop"] - part["start"]
+        assert "".join(text for text, _ in part["pieces"]) == decode(part["ids"], skip_special_tokens=False)
+    every = [loss for part in parts for loss in part["losses"] if loss is not None]
+    assert step["checkpoint_loss"] == pytest.approx(sum(every) / len(every))
+    asked = ["--run", made.run, "--step", 2, "--losses"]
+    shown = told(capsys, *asked)
+    assert f"by the model of step 3 ({made.run}" in shown
+    assert f"  loss {parts[0]['loss']:.4f}" in shown
+    assert "\x1b" not in shown
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = told(capsys, *asked)
+    assert "\x1b[33m" in coloured  # yellow: a model that knows nothing has a loss of 7 to 8
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == shown
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert told(capsys, *asked) == shown
+    assert "--losses are those of a step: give --step" in refused(capsys, "--run", made.run, "--doc", "x", "--losses")
 
 
 def test_what_is_not_there_is_one_line(made, capsys, tmp_path):

@@ -86,6 +86,17 @@ def newest(directory: Path, until: int | None = None) -> tuple[Path | None, dict
     return None, problems
 
 
+def nearest(directory: Path, step: int) -> tuple[Path | None, dict[Path, str]]:
+    """The valid checkpoint whose step is nearest to `step`, of two the earlier, and what is wrong with nearer ones."""
+    problems: dict[Path, str] = {}
+    for path in sorted(checkpoints(directory), key=lambda path: (abs(step_of(path) - step), step_of(path))):
+        problem = damage(path)
+        if problem is None:
+            return path, problems
+        problems[path] = f"{path} is not used: {problem}"
+    return None, problems
+
+
 def damage(path: Path, group: dist.ProcessGroup | None = None) -> str | None:
     """What is wrong with a checkpoint's files, or None; the ranks of `group`, who all call it, share the reading."""
     return next((found for found in on_every_rank(partial(_check_share, path), group) if found), None)
