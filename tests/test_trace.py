@@ -146,6 +146,27 @@ def test_every_step_has_the_documents_ranks_and_microbatches_that_its_readers_wr
     assert len(epochs) > 1
 
 
+FOUR_RANKS = {  # pipelines side by side, and copies of shards
+    "natural": ({"data__order": "natural"}, [PIPELINE | {"pipeline__stages": 2}]),
+    "shuffled": ({}, [FSDP | {"fsdp__shard_size": 2}]),
+    "packed": ({"data__packing": "best-fit"}, [PIPELINE | {"pipeline__stages": 2}]),
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("cases", "num_processes"), [(CASES, 2), (FOUR_RANKS, 4)], ids=["2 ranks", "4 ranks"])
+def test_500_random_steps_are_what_their_readers_wrote_down(group, tmp_path, cases, num_processes):
+    data = dataset(tmp_path / "tokens", 12)
+    steps = carried_out(data, tmp_path, cases, 110, num_processes)
+    every = [(name, step) for name, last in steps.items() for step in range(1, last + 1)]
+    drawn = random.Random(1).sample(every, 500)
+    for name in cases:
+        mine = sorted(step for other, step in drawn if other == name)
+        assert assert_traced(data, tmp_path / name, mine) >= 4 * len(mine)
+        assert Trace(Replay(tmp_path / name)).step(steps[name]).chunks[-1].epoch > 0
+
+
 def sequence_losses(hit, becomes):
     """What becomes of the loss of each microbatch that has the id `hit`."""
     plain_loss = SingleStrategy._loss
