@@ -284,7 +284,8 @@ def test_the_losses_of_a_step_by_the_checkpoint_before_it_are_what_it_recorded(r
     for number in (2, 4):
         step = trace.step(number)
         assert step_of(losses.checkpoint(number)) == number - 1
-        found = losses.of(step)
+        path, found = losses.of(step)
+        assert path == losses.checkpoint(number)
         assert [len(part) for chunk in found for part in chunk.parts] == [
             part.stop - part.start for chunk in step.chunks for part in chunk.documents
         ]
@@ -294,6 +295,7 @@ def test_the_losses_of_a_step_by_the_checkpoint_before_it_are_what_it_recorded(r
         assert sum(loss is not None for loss in every) == num_targets
     assert [step_of(losses.checkpoint(number)) for number in (1, 9)] == [1, 4]
     (tmp_path / "run/checkpoints/step-00000003/__0_0.distcp").write_bytes(b"")
+    losses = TokenLosses(replay)
     assert step_of(losses.checkpoint(4)) == 2
     shutil.rmtree(tmp_path / "run/checkpoints")
     with pytest.raises(

@@ -8,7 +8,7 @@ replaced-step-00001000       one whose step was saved once more
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -86,7 +86,7 @@ def newest(directory: Path, until: int | None = None) -> tuple[Path | None, dict
     return None, problems
 
 
-def nearest(directory: Path, step: int) -> tuple[Path | None, dict[Path, str]]:
+def nearest(directory: Path, step: int, damage: Callable[[Path], str | None]) -> tuple[Path | None, dict[Path, str]]:
     """The valid checkpoint whose step is nearest to `step`, of two the earlier, and what is wrong with nearer ones."""
     problems: dict[Path, str] = {}
     for path in sorted(checkpoints(directory), key=lambda path: (abs(step_of(path) - step), step_of(path))):

@@ -5,7 +5,7 @@ Legend: B sequences, T positions, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from shared.cursor import Chunks
 from shared.errors import FormatError
-from train.checkpoint_directory import nearest, step_of
+from train.checkpoint_directory import damage, nearest
 from train.model import ArgonneModel
 from train.preflight import CHECKPOINTS_NAME
 from train.provenance import Part
@@ -35,6 +35,7 @@ class TokenLosses:
 
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
+        self._damage = lru_cache(damage)  # a whole checkpoint is read for it
         self._load = lru_cache(maxsize=1)(lambda path: load_checkpoint(replay.run, path)[0])
 
     def checkpoint(self, step: int) -> Path:
@@ -42,7 +43,7 @@ class TokenLosses:
 
         Raises: FormatError if the run has none.
         """
-        path, problems = nearest(self._replay.run / CHECKPOINTS_NAME, step - 1)
+        path, problems = nearest(self._replay.run / CHECKPOINTS_NAME, step - 1, self._damage)
         if path is None:
             told = "; ".join(problems.values()) or f"{self._replay.run} has no checkpoint"
             raise FormatError(
@@ -50,12 +51,13 @@ class TokenLosses:
             )
         return path
 
-    def of(self, seen: SeenStep) -> list[ChunkLosses]:
-        """The losses of a step's chunks by its nearest checkpoint, in fp32, one chunk at a time."""
+    def of(self, seen: SeenStep) -> tuple[Path, list[ChunkLosses]]:
+        """The nearest checkpoint to a step, and the losses of its chunks by that, in fp32, one chunk at a time."""
         stretch = self._replay.history.of(seen.step)
         assert stretch is not None, "the step was found in it"
-        reading, model = self._replay.reading(stretch), self._load(self.checkpoint(seen.step))
-        return [self._of_chunk(model, reading, chunk.shard, chunk.offset, chunk.documents) for chunk in seen.chunks]
+        path, reading = self.checkpoint(seen.step), self._replay.reading(stretch)
+        of_chunk = partial(self._of_chunk, self._load(path), reading)
+        return path, [of_chunk(chunk.shard, chunk.offset, chunk.documents) for chunk in seen.chunks]
 
     def _of_chunk(
         self, model: ArgonneModel, reading: Reading, shard: int, offset: int, parts: Sequence[Part]
@@ -76,8 +78,3 @@ def _of_part(part: Part, losses: Sequence[float], is_packed: bool) -> Iterator[f
     for place in range(part.place, part.place + part.stop - part.start):
         is_target = place > part.place if is_packed else place > 0
         yield losses[place - 1] if is_target else None
-
-
-def used(path: Path) -> dict[str, str | int]:
-    """Which checkpoint losses are of."""
-    return {"path": str(path), "step": step_of(path)}

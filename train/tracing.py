@@ -3,21 +3,24 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import tyro
 
 from shared.errors import ConfigError
 from shared.format import TOKENIZER_NAME, open_tokens
 from shared.terminal import safe_text
+from train.checkpoint_directory import step_of
 from train.held_out import held_out
 from train.input_rows import Asked, Row
 from train.loss_colours import Decode, mean_loss, pieces
 from train.provenance import Part
 from train.replay import Replay
-from train.token_losses import TokenLosses, used
+from train.token_losses import TokenLosses
 from train.trace import SeenChunk, SeenStep, Sighting, Trace
 from train.trace_lines import document_lines, problem_lines, step_lines
 
@@ -88,7 +91,7 @@ class Teller:
         source, number = row = (about["source"], about["row"])
         sightings = self.trace.sightings(source, number)
         place = self.trace.rows.shard_row(source, number)
-        text = self._text(self._ids(place.shard, self.trace.provenance.ids(*place)))
+        text = self._text(place.shard, self.trace.provenance.ids(*place))
         replay = self.trace.replay
         document = {
             **about,
@@ -110,33 +113,38 @@ class Teller:
         told = {"run": str(self.options.run), **asdict(step)}
         for chunk, plain in zip(step.chunks, told["chunks"], strict=True):
             plain["documents"] = [
-                {**about[part.source, part.row], **asdict(part), **self._text(self._seen_ids(chunk.shard, part))}
+                {**about[part.source, part.row], **asdict(part), **self._text(chunk.shard, self._extent(chunk, part))}
                 for part in chunk.documents
             ]
         return told | (self._losses(step, told["chunks"]) if self.options.losses else {})
 
     def _losses(self, step: SeenStep, told: list[dict[str, Any]]) -> dict[str, Any]:
         """Adds the losses to what is told of the chunks; which checkpoint they are by, and the mean of all."""
-        found, every = self.token_losses.of(step), list[float | None]()
+        (path, found), every = self.token_losses.of(step), list[float | None]()
         for chunk, plain, losses in zip(step.chunks, told, found, strict=True):
             for part, document, of_part in zip(chunk.documents, plain["documents"], losses.parts, strict=True):
-                ids = self._seen_ids(chunk.shard, part)
+                ids = self._ids(chunk.shard, self._extent(chunk, part))
                 document |= {"loss": mean_loss(of_part), "losses": of_part, "ids": ids}
                 document["pieces"] = list(pieces(ids, of_part, self.decode))
                 every += of_part
-        return {"checkpoint": used(self.token_losses.checkpoint(step.step)), "checkpoint_loss": mean_loss(every)}
+        return {"checkpoint": {"path": str(path), "step": step_of(path)}, "checkpoint_loss": mean_loss(every)}
 
-    def _seen_ids(self, shard: int, part: Part) -> list[int]:
-        whole = self.trace.provenance.ids(shard, part.row - self.trace.replay.index.shards[shard].first_row)
-        return self._ids(shard, whole[part.start : part.stop])
+    def _extent(self, chunk: SeenChunk, part: Part) -> range:
+        """Where the part's ids are in the chunk's shard."""
+        first_row = self.trace.replay.index.shards[chunk.shard].first_row
+        return self.trace.provenance.ids(chunk.shard, part.row - first_row)[part.start : part.stop]
 
     def _ids(self, shard: int, ids: range) -> list[int]:
-        replay = self.trace.replay
-        found: list[int] = open_tokens(replay.tokens, replay.index, shard)[ids.start : ids.stop].tolist()
+        found: list[int] = self.tokens(shard)[ids.start : ids.stop].tolist()
         return found
 
-    def _text(self, ids: list[int]) -> dict[str, str]:
-        return {"text": self.decode(ids)} if self.options.text else {}
+    def _text(self, shard: int, ids: range) -> dict[str, str]:
+        return {"text": self.decode(self._ids(shard, ids))} if self.options.text else {}
+
+    @cached_property
+    def tokens(self) -> Callable[[int], npt.NDArray[np.unsignedinteger]]:
+        """The ids of a shard."""
+        return lru_cache(maxsize=16)(partial(open_tokens, self.trace.replay.tokens, self.trace.replay.index))
 
     @cached_property
     def token_losses(self) -> TokenLosses:
