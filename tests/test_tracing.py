@@ -227,6 +227,7 @@ def test_events_and_metrics_that_say_different_things_are_refused(moved, capsys)
     edited(moved, lambda lines: lines[0]["reads"].update(cursor=[0, 0, 1]))
     said = refused(capsys, "--run", moved, "--step", 2)
     assert "metrics.jsonl has step 2 end at (0, " in said
+    assert "metrics.jsonl has step 3 end at (0, " in refused(capsys, "--run", moved, "--doc", "a.parquet:1")
     assert "(epoch, shard, offset): one of them is not whole, so what it read is not known" in said
 
 

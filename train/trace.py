@@ -102,7 +102,7 @@ class Trace:
         found = [
             sighting
             for stretch, last in self.replay.history.until(max(self.replay.total_steps, done))
-            for sighting in self._in_stretch(stretch, last, where)
+            for sighting in self._in_stretch(stretch, last, where, compared=min(last, done))
         ]
         found += [
             replace(sighting, state="undone", learned=False)
@@ -111,8 +111,13 @@ class Trace:
         ]
         return sorted(found, key=lambda sighting: (sighting.step, sighting.chunk.position))
 
-    def _in_stretch(self, stretch: Stretch, last: int, where: ShardRow) -> Iterator[Sighting]:
+    def _in_stretch(
+        self, stretch: Stretch, last: int, where: ShardRow, compared: int | None = None
+    ) -> Iterator[Sighting]:
+        """The sightings up to step `last`; the place after step `compared` is held against its record."""
         reading = self.replay.reading(stretch)
+        if compared is not None and compared > stretch.after:
+            self.replay.compare(reading, compared)
         first, end = reading.position(stretch.after + 1), reading.position(last + 1)
         bounds, size = reading.order.bounds, reading.order.num_training
         row = self.replay.index.shards[where.shard].first_row + where.row
