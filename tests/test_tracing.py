@@ -16,7 +16,8 @@ from shared.storage import read_sealed, write_sealed
 from tests.helpers import dataset_rows, named_rows, plain_tokenizer, write_named
 from tests.train_helpers import group_of_one, recipe, unasked
 from train.commands import main
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
+from train.request import RunRequest
 from train.run import execute
 
 SPLIT = {"data__validation": "split", "data__validation_chunks": 4}
