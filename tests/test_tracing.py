@@ -54,7 +54,9 @@ def told(capsys, *arguments):
 def refused(capsys, *arguments):
     capsys.readouterr()
     assert main(["trace", *map(str, arguments)], None) == 2
-    return capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    return shown.err
 
 
 def as_json(capsys, *arguments):
@@ -158,6 +160,10 @@ def test_what_is_not_there_is_one_line(made, capsys, tmp_path):
         (["--run", run, "--step", 9], f"step 9 is none of {run}: 1 to 8 is wanted"),
         (["--run", run, "--step", 0], f"step 0 is none of {run}: 1 to 8 is wanted"),
         (["--run", run, "--step", "3..2"], "--step is '3..2': a step or a range of them is wanted, as in 17 or 17..20"),
+        (["--run", run, "--step", "9" * 5000], "a step or a range of them is wanted, as in 17 or 17..20"),
+        (["--run", run, "--step", "1..9"], f"step 9 is none of {run}: 1 to 8 is wanted"),
+        (["--run", run, "--doc", ""], "'' names no document: an id, a url or a piece of its text is wanted"),
+        (["--run", run, "--doc", "\udcff"], r"'\udcff' names no document: "),  # as argv has a byte that is no UTF-8
         (["--run", run, "--doc", "nowhere\x1b"], r"has the id or url 'nowhere\x1b', or that in its text"),
         (
             ["--run", run, "--doc", "says the word"],

@@ -68,13 +68,18 @@ class Trace:
         self.provenance = Provenance(replay.tokens, replay.index)
         self.rows = InputRows(replay.index)
 
+    def check(self, step: int) -> None:
+        """Raises: ConfigError if the run has no such step."""
+        last = max(self.replay.total_steps, self.replay.records.last_step)
+        if not 1 <= step <= last:
+            raise ConfigError(f"step {step:,} is none of {self.replay.run}: 1 to {last:,} is wanted")
+
     def step(self, step: int) -> SeenStep:
         """What `step` has read; of one that has not happened, what it will read if the run goes on as it is.
 
         Raises: ConfigError if the run has no such step; FormatError if it is not known.
         """
-        if not 1 <= step <= max(self.replay.total_steps, self.replay.records.last_step):
-            raise ConfigError(f"step {step:,} is none of {self.replay.run}: 1 to {self.replay.total_steps:,} is wanted")
+        self.check(step)
         if (stretch := self.replay.history.of(step)) is None:
             raise FormatError(
                 f"{self.replay.run} was not started yet (no start in events.jsonl): wait for its first step"

@@ -13,6 +13,7 @@ import tyro
 
 from shared.errors import ConfigError
 from shared.format import TOKENIZER_NAME, open_tokens
+from shared.rows import number_of
 from shared.terminal import safe_text
 from train.checkpoint_directory import step_of
 from train.held_out import held_out
@@ -77,7 +78,9 @@ class Teller:
     asked: Asked
 
     def tell_steps(self, steps: range) -> None:
-        """Print the documents of each of `steps`."""
+        """Print the documents of each of `steps`, of all or, if the run has not all of them, of none."""
+        self.trace.check(steps[0])
+        self.trace.check(steps[-1])
         for first in range(steps.start, steps.stop, TOGETHER):
             seen = [self.trace.step(step) for step in steps[first - steps.start :][:TOGETHER]]
             about = self.asked.about((part.source, part.row) for step in seen for part in _parts(step.chunks))
@@ -106,8 +109,8 @@ class Teller:
     def _row(self, wanted: str) -> Row | None:
         """The row that FILE:ROW names, if `wanted` is one of a file of the dataset."""
         source, _, row = wanted.rpartition(":")
-        is_row = source in self.trace.rows.sources and row.isascii() and row.isdecimal()
-        return (source, int(row)) if is_row else None
+        number = number_of(row)
+        return (source, number) if source in self.trace.rows.sources and number is not None else None
 
     def _told_step(self, step: SeenStep, about: dict[Row, dict[str, Any]]) -> dict[str, Any]:
         told = {"run": str(self.options.run), **asdict(step)}
@@ -190,7 +193,8 @@ def parse_steps(steps: str) -> range:
     Raises: ConfigError if it is not a step or a range of them.
     """
     first, dots, last = steps.partition("..")
-    numbers = [first, last] if dots else [first, first]
-    if not all(number.isascii() and number.isdecimal() for number in numbers) or int(numbers[0]) > int(numbers[1]):
-        raise ConfigError(f"--step is '{safe_text(steps)}': a step or a range of them is wanted, as in 17 or 17..20")
-    return range(int(numbers[0]), int(numbers[1]) + 1)
+    start, end = number_of(first), number_of(last if dots else first)
+    if start is None or end is None or start > end:
+        shown = safe_text(steps[:60])
+        raise ConfigError(f"--step is '{shown}': a step or a range of them is wanted, as in 17 or 17..20")
+    return range(start, end + 1)
