@@ -234,11 +234,20 @@ def status(arguments: Sequence[str]) -> None:
     print(status_of_run(options.run))
 
 
+def trace(arguments: Sequence[str]) -> None:
+    """Tell which documents a run saw at a step, or at which steps it saw a document."""
+    from train.tracing import TraceOptions
+    from train.tracing import trace as trace_run
+
+    trace_run(tyro.cli(TraceOptions, args=arguments, prog="python -m train trace"))
+
+
 COMMANDS: dict[str, Command] = {
     "run": run,
     "sample": sample,
     "report": report,
     "status": status,
+    "trace": trace,
     "layouts": layouts,
     "plan": plan,
     "doctor": doctor,

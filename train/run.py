@@ -21,6 +21,7 @@ from train.console import console
 from train.data import ChunkReader
 from train.findings import MICROBATCH_NAME, Findings
 from train.heartbeat import Heartbeat
+from train.history import told_at_start
 from train.joining import join
 from train.layout import flops_per_token
 from train.lifecycle import claim, expect_end, failure_told, restarts, tell_end
@@ -129,12 +130,14 @@ def _train(
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
+    reads = told_at_start(request.tokens, strategy.config, strategy.layout, progress.cursor)
     log.event(
         "start",
         ranks=dist.get_world_size(),
         **where,
         **strategy.facts(),
         **({"restarts": restarts()} if restarts() else {}),
+        reads=reads,
     )
     if found := backoff.findings.found.told():
         log.event("microbatch", chosen=strategy.config.microbatch, **found)
