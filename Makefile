@@ -14,7 +14,7 @@ NPROC     ?=
 ARGS      ?=
 PROMPT    ?= The
 DEMO      ?= ../argonne-demo
-GPUS      ?= 8
+GPUS      ?= 4
 CHAOS     ?= ..
 KILLS     ?= 50
 
