@@ -282,6 +282,13 @@ def test_a_mistake_is_one_line(capsys):
     assert error.startswith("error: data.global_batch 16 does not divide")
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf"])
+def test_a_memory_that_is_no_size_is_told(capsys, size):
+    code, _, error = said(capsys, "tiny", "--gpus", 4, "--gpu-memory", size)
+    assert code == 2
+    assert error == f"error: gpu_memory {float(size)} is no size: GiB of a GPU, more than 0, are wanted\n"
+
+
 @pytest.mark.slow
 def test_argonne_is_planned_in_a_process_of_its_own():
     done = run_cli("train", "plan", "argonne-2.0", "--gpus", 64, "--pipeline.stages", 8, "--walltime", "8:00")

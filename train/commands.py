@@ -230,8 +230,7 @@ def status(arguments: Sequence[str]) -> None:
     """Tell where the ranks of a run are, alive, hung or dead."""
     from train.status import status as status_of_run
 
-    options = tyro.cli(StatusOptions, args=arguments, prog="python -m train status")
-    print(status_of_run(options.run))
+    print(status_of_run(tyro.cli(StatusOptions, args=arguments, prog="python -m train status").run))
 
 
 def trace(arguments: Sequence[str]) -> None:

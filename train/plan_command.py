@@ -1,6 +1,7 @@
 """The command `plan`: a recipe completed by a dataset, planned, and driven on ranks that do not exist."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from shared.errors import ConfigError
 from shared.format import Index, read_index
 from shared.terminal import safe_text
 from train.config import RunConfig, load_recipe
@@ -50,6 +52,8 @@ def plan(arguments: Sequence[str]) -> None:
     recipe = next((word for word in arguments[:1] if not word.startswith("-")), PlanOptions.recipe)
     default = PlanOptions(load_recipe(recipe), recipe)
     options = tyro.cli(PlanOptions, args=arguments, default=default, prog="python -m train plan")
+    if not (math.isfinite(options.gpu_memory) and options.gpu_memory > 0):
+        raise ConfigError(f"gpu_memory {options.gpu_memory} is no size: GiB of a GPU, more than 0, are wanted")
     index = None if options.tokens is None else read_index(options.tokens)
     hardware = Hardware(
         gpus=options.gpus,
