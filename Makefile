@@ -8,6 +8,8 @@ VOCAB_SIZE ?=
 LENGTH    ?= $(CHUNK_LENGTH)
 METHOD    ?= best-fit
 CHUNK     ?=
+STEP      ?=
+DOC       ?=
 RECIPE    ?= tiny
 RUN       ?= ../runs/$(basename $(notdir $(RECIPE)))
 NPROC     ?=
@@ -28,7 +30,7 @@ endif
 TRAIN = $(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor sample report test lint check chaos bench clean
+.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor sample trace report test lint check chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -74,6 +76,9 @@ doctor: $(READY) ## is all here that a run needs? ten seconds (TOKENS=dir RECIPE
 
 sample: $(READY) ## continue a text with a run's newest checkpoint (RUN=dir PROMPT=text ARGS=...)
 	$(PYTHON) -m train sample "$(RUN)" --prompt "$(PROMPT)" $(ARGS)
+
+trace: $(READY) ## the documents of a step, or the steps of a document (RUN=dir STEP=n|a..b DOC=url|id|text ARGS=--text)
+	@$(PYTHON) -m train trace --run "$(RUN)" $(if $(STEP),--step $(STEP)) $(if $(DOC),--doc "$(DOC)") $(ARGS)
 
 report: $(READY) ## the losses of a run: first, last, and a plot (RUN=dir)
 	$(PYTHON) -m train report "$(RUN)" $(ARGS)

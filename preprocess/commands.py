@@ -18,6 +18,7 @@ from preprocess.config import (
 )
 from preprocess.options import (
     REPORT_BYTES,
+    DocumentsOptions,
     DuplicatesOptions,
     FinishOptions,
     InspectOptions,
@@ -124,6 +125,16 @@ def inspect(argv: Sequence[str]) -> None:
         report.inspect_chunk(options.tokens, options.chunk, as_json=options.as_json)
 
 
+def documents(argv: Sequence[str]) -> None:
+    """Input rows of a dataset: id, url and date, found by either or by a piece of text."""
+    options = _parse("documents", DocumentsOptions, argv)
+    from preprocess.documents import tell
+
+    if (options.find is None) == (not options.rows):
+        raise ConfigError("either FILE:ROW or --find is wanted: see python -m preprocess documents --help")
+    tell(options.tokens, options.data, options.rows, options.find)
+
+
 def verify(argv: Sequence[str]) -> None:
     """Read a dataset against its checksums."""
     options = _parse("verify", VerifyOptions, argv)
@@ -152,6 +163,7 @@ COMMANDS = {
     "tokenizer": tokenizer,
     "tokenizer-report": tokenizer_report,
     "inspect": inspect,
+    "documents": documents,
     "verify": verify,
     "sample-corpus": sample_corpus,
 }

@@ -161,6 +161,20 @@ class InspectOptions:
 
 
 @dataclass(frozen=True)
+class DocumentsOptions:
+    """Tell of documents of a dataset what their input rows say: a line of JSON for each."""
+
+    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
+    """The directory of the token dataset."""
+    rows: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE:ROW")] = ()
+    """Input rows; - reads them from standard input, as this command prints them."""
+    find: str | None = None
+    """Instead, the documents with this id or url, or if none has, those in whose text it stands."""
+    data: str | None = None
+    """The inputs that the dataset was made of (None: as `make tokenize` has it, TOKENS without its "-tokens")."""
+
+
+@dataclass(frozen=True)
 class VerifyOptions:
     """Read all of a token dataset against its checksums."""
 

@@ -6,9 +6,7 @@ from collections import deque
 from datetime import timedelta
 from types import TracebackType
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+from shared.live import INTERVAL_S, LiveLine
 
 SPEED_WINDOW_S = 60.0
 
@@ -20,25 +18,24 @@ class Progress:
     time left are those of the last minute.
     """
 
-    def __init__(self, num_shards: int, text_bytes: int, num_done: int, bytes_done: int, interval_s: float = 10.0):
+    def __init__(
+        self, num_shards: int, text_bytes: int, num_done: int, bytes_done: int, interval_s: float = INTERVAL_S
+    ):
         self.num_shards, self.text_bytes = num_shards, text_bytes
         self.num_done, self.bytes_done = num_done, bytes_done
         self.new_bytes = self.new_tokens = 0
-        self._interval_s = interval_s
-        self._started_s = self._printed_s = time.monotonic()
+        self._started_s = time.monotonic()
         self._samples = deque([(self._started_s, 0)])  # when, and how many new bytes there were
-        self._live = Live(get_renderable=self._text, console=Console(stderr=True)) if sys.stderr.isatty() else None
+        self._live = LiveLine(sys.stderr, lambda _: self.line(), interval_s)
 
     def __enter__(self) -> "Progress":
-        if self._live:
-            self._live.start()
+        self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
-            self._live.stop()
+        self._live.stop()
 
     @property
     def elapsed_s(self) -> float:
@@ -58,9 +55,8 @@ class Progress:
         self._samples.append((time.monotonic(), self.new_bytes))
         while self._samples[-1][0] - self._samples[0][0] > SPEED_WINDOW_S:
             self._samples.popleft()
-        if self._live is None and time.monotonic() - self._printed_s >= self._interval_s:
-            self._printed_s = time.monotonic()
-            print(self.line(), file=sys.stderr, flush=True)
+        if self._live.is_due():
+            self._live.say(self.line())
 
     def finish_shard(self) -> None:
         """Count a shard as done."""
@@ -76,6 +72,3 @@ class Progress:
             f"shards {self.num_done}/{self.num_shards}, text {done / 1e6:,.1f}/{self.text_bytes / 1e6:,.1f} MB, "
             f"{speed / 1e6:.2f} MB/s, {self.new_tokens:,} new tokens, {left}"
         )
-
-    def _text(self) -> Text:
-        return Text(self.line())

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from shared.errors import StorageError
+from train.console import console
 from train.metrics import RunLog, measured_peak_flops, read_metrics
+from train.outlook import Outlook
 
 RECORD = {"loss": 2.5, "grad_norm": 1.0, "lr": 1e-3, "tokens_per_s": 1234.5, "step_s": 90.0, "mfu": 0.5}
 
@@ -16,7 +18,7 @@ def record(step, **more):
 
 
 def log_of(directory, is_writer=True):
-    return RunLog(directory, is_writer, total_steps=100)
+    return RunLog(directory, is_writer, console("lines", Outlook(last_step=100)))
 
 
 def written(directory, steps):

@@ -48,6 +48,21 @@ def start(tokens, run, **changes):
     write_sealed(run / RUN_NAME, {"identity": prepared(tokens, run, **changes).identity})
 
 
+def test_a_pipeline_under_an_older_torch_is_refused(tokens, run, monkeypatch):
+    class ReceivedBefore:
+        def __init__(self, input_name, source, buffer): ...
+
+    monkeypatch.setattr("torch.distributed.pipelining.stage._RecvInfo", ReceivedBefore)
+    refused(
+        r"pipeline needs a newer torch than 2\S+, as 2.13: install it, or use fsdp",
+        tokens,
+        run,
+        2,
+        strategy="pipeline",
+    )
+    assert prepared(tokens, run, strategy="fsdp").layout.dp_size == 1
+
+
 # what follows from a request
 
 

@@ -214,6 +214,7 @@ REQUEST = {  # what a user asks for beside the recipe, and where that is shown t
     "memory_snapshot": "tests/test_profiling.py",
     "deadline": "tests/test_deadline.py",
     "steal": "tests/test_launch.py",
+    "output": "tests/test_console.py",
 }
 
 
@@ -587,6 +588,7 @@ def test_a_run_says_what_it_is_and_where_it_goes(user_run):
     assert continued.startswith("start: step 2, layout fsdp over 2 ranks, 1 microbatches, dataset ")
     assert "step 4/4  loss " in continued
     assert "\nfinished: step 4, tokens 1024, data_digest " in continued
+    assert "\x1b" not in stopped + continued
 
 
 def test_a_run_leaves_all_that_it_promises(user_run):

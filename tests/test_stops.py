@@ -13,9 +13,11 @@ from tests.helpers import await_that, has_ended, on_ranks, start_cli
 from tests.launch_helpers import arguments, events, records, saved_step, start_faulty
 from tests.test_resume import family
 from tests.train_helpers import plain, random_tokens, recipe, write_tokens
+from train.console import Lines
 from train.launch import Launch
 from train.metrics import read_metrics
 from train.outcome import REQUEUE, read_state
+from train.outlook import Outlook
 from train.signals import SIGNALS, Signals
 
 
@@ -108,7 +110,7 @@ def test_a_signal_that_comes_when_no_rank_is_there_is_not_lost(tmp_path, capsys)
     try:
         signals = Signals()
         signal.raise_signal(signal.SIGUSR1)
-        assert Launch(tmp_path, 10, 2, [], 3)(signals) == REQUEUE
+        assert Launch(tmp_path, 10, 2, [], 3, Lines(Outlook(10)))(signals) == REQUEUE
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

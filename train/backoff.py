@@ -32,6 +32,8 @@ class Backoff:
         self.strategy, self.findings, self.log = strategy, findings, log
         self.step = 0
         """The one that is worked on, 1 being the first; 0 before it."""
+        self.first = 0
+        """The one that a smaller microbatch would be used from."""
         if findings.found.is_eager:
             self._give_up_compiling(findings.found.reason or "")
 
@@ -54,11 +56,12 @@ class Backoff:
 
         Raises: UserError if there is no smaller microbatch. What can not be agreed between ranks, see `restarting`.
         """
-        self.step = step
+        self.step = self.first = step
         return self._insist(lambda: self.strategy.forward_backward(batch))
 
     def evaluate(self, batch: Batch) -> Tensor:
         """See Strategy; as forward_backward."""
+        self.first = self.step + 1
         return self._insist(lambda: self.strategy.evaluate(batch))
 
     @contextmanager
@@ -128,7 +131,7 @@ class Backoff:
 
     def _told(self, shortage: Shortage, found: dict[str, Any]) -> dict[str, Any]:
         before = self.strategy.config.microbatch
-        return {"step": self.step, **asdict(shortage), "from": before, "to": found["at_most"]}
+        return {"step": self.step, "first": self.first, **asdict(shortage), "from": before, "to": found["at_most"]}
 
     def _use(self, microbatch: int) -> None:
         config = self.strategy.config

@@ -16,6 +16,8 @@ from shared.errors import ConfigError, UserError
 from shared.terminal import safe_text
 from train.architecture import at_least
 from train.config import RunConfig, load_recipe
+from train.console import Output, console
+from train.outlook import Outlook
 from train.preflight import RunRequest, prepare
 from train.sample import Sampling
 from train.signals import Signals
@@ -44,6 +46,10 @@ class RunOptions:
     """Times that the processes are started again after one died, without a new checkpoint meanwhile."""
     steal: bool = False
     """Take the run's directory over from whoever has it, which then changes nothing there any more."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print what fails and how the run ends, and no more."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False
+    """For programs: print each line of metrics.jsonl and events.jsonl on stdout when it is written."""
     profile: int | None = None
     """Write a trace of so many steps to RUN/profile-rank0.json, for chrome://tracing or ui.perfetto.dev."""
     memory_snapshot: bool = False
@@ -125,6 +131,7 @@ def run(arguments: Sequence[str], signals: Signals | None = None) -> int:
         options.memory_snapshot,
         options.deadline,
         options.steal,
+        _output(options),
     )
     if "RANK" in os.environ:
         return _run_rank(request, signals)
@@ -134,8 +141,15 @@ def run(arguments: Sequence[str], signals: Signals | None = None) -> int:
     last_step = prepare(request, num_processes).last_step
     if options.deadline is not None:
         arguments = [*arguments, "--deadline", fixed(options.deadline, time.time())]
-    launch = Launch(options.run, last_step, num_processes, arguments, options.max_restarts)
+    shown = console(request.output, Outlook(last_step))
+    launch = Launch(options.run, last_step, num_processes, arguments, options.max_restarts, shown)
     return launch(signals or Signals())
+
+
+def _output(options: RunOptions) -> Output:
+    if options.quiet and options.as_json:
+        raise ConfigError("--quiet and --json are both given: one is wanted")
+    return "quiet" if options.quiet else "json" if options.as_json else "lines"
 
 
 def _run_rank(request: RunRequest, signals: Signals | None) -> int:
@@ -214,11 +228,20 @@ def status(arguments: Sequence[str]) -> None:
     print(status_of_run(options.run))
 
 
+def trace(arguments: Sequence[str]) -> None:
+    """Tell which documents a run saw at a step, or at which steps it saw a document."""
+    from train.tracing import TraceOptions
+    from train.tracing import trace as trace_run
+
+    trace_run(tyro.cli(TraceOptions, args=arguments, prog="python -m train trace"))
+
+
 COMMANDS: dict[str, Command] = {
     "run": run,
     "sample": sample,
     "report": report,
     "status": status,
+    "trace": trace,
     "layouts": layouts,
     "doctor": doctor,
 }

@@ -15,6 +15,7 @@ from shared.errors import UserError
 from shared.locks import exclusive
 from shared.storage import write_file
 from train.checkpoint_directory import newest_step
+from train.console import Console, erase_live_line
 from train.findings import MICROBATCH_NAME, largest_allowed
 from train.metrics import RunLog
 from train.outcome import REQUEUE, State, nothing_to_do, read_state, write_state
@@ -50,6 +51,7 @@ class Launch:
     """Of `python -m train run`."""
     max_restarts: int
     """Of those after which there was neither a checkpoint further on nor a smaller microbatch."""
+    console: Console
 
     def __call__(self, signals: Signals) -> int:
         """Run it and return the exit code.
@@ -57,7 +59,7 @@ class Launch:
         0 = finished, REQUEUE = stopped early and saved, 2 = a mistake that a rank has found, 1 = failed.
         """
         if done := nothing_to_do(self.run, self._saved_step(), self.last_step):
-            print(done)
+            self.console.note(done)
             return 0
         os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // self.num_processes, 1)))
         failure, restarts, in_vain, reached = None, 0, 0, self._reached()
@@ -65,6 +67,7 @@ class Launch:
             failure = run_ranks(self.arguments, self.num_processes, restarts, signals)
             if failure is None:
                 return self._ended()
+            erase_live_line()
             if failure.exit_code == 2:
                 print(f"error: {failure.message}", file=sys.stderr)
                 return 2
@@ -114,9 +117,9 @@ class Launch:
         details = {"rank": failure.rank, "reason": str(failure), "step": step, "attempt": in_vain}
         if (self.run / RUN_NAME).exists():
             with exclusive(self.run, "run"):
-                RunLog(self.run, is_writer=True, total_steps=self.last_step).event("restart", **details)
+                RunLog(self.run, is_writer=True, console=self.console).event("restart", **details)
         else:
-            print(f"restart: {failure}", flush=True)
+            self.console.event({"time": time.time(), "event": "restart", "problem": str(failure)})
 
     def _leave(self, state: State, step: int, reason: str) -> None:
         """Say what has become of the run, unless there is none yet."""

@@ -68,6 +68,7 @@ def expect_end(prepared: Prepared, stop: StopRequest, log: RunLog, is_first: boo
         if end is not None:
             end_s = time.monotonic() + end.at_s - time.time()
             stop.deadline = Deadline(end_s, config.recovery.deadline_margin_s, end.source)
+            log.console.outlook.deadline_s = end_s
             log.event("deadline", end=str(end), left_s=round(end.at_s - time.time(), 1))
         write_state(run, "running", newest_step(run / CHECKPOINTS_NAME), "")
     problem = gather(stop.too_late())[0]

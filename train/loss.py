@@ -18,9 +18,10 @@ from torch import Tensor
 from train.linear import has_unused_avx512, is_plain_fp32, lanes, product
 
 IGNORED = -100
-CHUNK_ROWS = {"cpu": 256, "cuda": 1024}
+CHUNK_ROWS = {"cpu": 256, "cuda": 4096}
 """On a CPU, what a chunk costs beside its logits (one pass over the head's gradient) is small at 256 rows, and the
-logits of 16,384 ids still fit its cache; a GPU needs more rows to be busy."""
+logits of 16,384 ids still fit its cache; a GPU takes longest for that pass: recipe `125m` trains 1.11 times
+as fast on an H200 with 4,096 rows as with 1,024 (and only 1.03 times faster still with 16,384)."""
 
 
 @dataclass(frozen=True)

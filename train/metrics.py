@@ -1,4 +1,4 @@
-"""What a run writes about itself: a JSON line for each step, one for each event, and a line for people now and then.
+"""What a run writes about itself: a JSON line for each step, one for each event; a console shows them meanwhile.
 
 Only rank 0 writes, but for an event that another rank alone knows of. Each step stands in metrics.jsonl once, however
 often the run was killed and continued. A full disk does not end a run here: lines wait in memory until there is room.
@@ -7,7 +7,7 @@ often the run was killed and continued. A full disk does not end a run here: lin
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,19 @@ from shared.directories import exists
 from shared.errors import StorageError
 from shared.files import read_bytes
 from shared.storage import append_line, write_file
+from train.console import Console
 from train.linear import is_plain_fp32, lanes, product
-
-LINE_INTERVAL_S = 5.0
 
 
 class RunLog:
-    """metrics.jsonl and events.jsonl of one run, and what it prints."""
+    """metrics.jsonl and events.jsonl of one run, and its console."""
 
-    def __init__(self, directory: Path, is_writer: bool, total_steps: int) -> None:
+    def __init__(self, directory: Path, is_writer: bool, console: Console) -> None:
         self.directory = directory
         self.metrics_path = directory / "metrics.jsonl"
         self.events_path = directory / "events.jsonl"
-        self.is_writer, self.total_steps = is_writer, total_steps
+        self.is_writer, self.console = is_writer, console
         self.on_step: Callable[[], None] = lambda: None  # called on every rank: a profiler's
-        self._last_line = 0.0
         self._newest: dict[str, Any] = {}
         self._waiting: list[tuple[Path, str]] = []
         self._writing = threading.RLock()
@@ -64,26 +62,25 @@ class RunLog:
         return [*written, *(json.loads(line) for path, line in self._waiting if path == self.metrics_path)][-count:]
 
     def step(self, record: dict[str, Any], is_last: bool) -> None:
-        """Append the record of one step; print it if the interval is over, it was validated, or it is the last."""
+        """Append the record of one step, and show it."""
         self.on_step()
         if not self.is_writer:
             return
         self._append(self.metrics_path, json.dumps(record))
         self._newest = record
-        if is_last or "validation_loss" in record or time.monotonic() - self._last_line > LINE_INTERVAL_S:
-            self._last_line = time.monotonic()
-            print(self._line(record), flush=True)
+        self.console.outlook.stepped(record, time.monotonic())
+        self.console.step(record, is_last)
 
-    def event(self, name: str, **details: Any) -> None:
-        """Append an event, and say it."""
+    def event(self, name: str, unsaid: Mapping[str, Any] | None = None, /, **details: Any) -> None:
+        """Append an event, and say it, but for what is for programs."""
         if self.is_writer:
-            self.tell(name, **details)
+            self.tell(name, unsaid, **details)
 
-    def tell(self, name: str, **details: Any) -> None:
+    def tell(self, name: str, unsaid: Mapping[str, Any] | None = None, /, **details: Any) -> None:
         """The same on any rank and thread, for what one of them alone knows."""
-        self._append(self.events_path, json.dumps({"time": time.time(), "event": name, **details}))
-        said = details.get("problem") or ", ".join(f"{key} {value}" for key, value in details.items())
-        print(f"{name}: {said}", flush=True)
+        event = {"time": time.time(), "event": name, **details}
+        self._append(self.events_path, json.dumps({**event, **(unsaid or {})}))
+        self.console.event(event)
 
     def flush(self) -> None:
         """Write the lines that wait.
@@ -104,19 +101,7 @@ class RunLog:
                 self.flush()
             except StorageError as error:
                 if is_first:
-                    print(f"warning: {error}; the run goes on, and its lines wait in memory", flush=True)
-
-    def _line(self, record: dict[str, Any]) -> str:
-        left_s = (self.total_steps - record["step"]) * record["step_s"]
-        hours, seconds = divmod(int(left_s), 3600)
-        learned = "skipped" if record["loss"] is None else f"loss {record['loss']:.4f}  grad {record['grad_norm']:.3f}"
-        validation = f"  validation {record['validation_loss']:.4f}" if "validation_loss" in record else ""
-        return (
-            f"step {record['step']}/{self.total_steps}  {learned}{validation}  lr {record['lr']:.2e}  "
-            f"{record['tokens_per_s']:,.0f} tokens/s  "
-            f"mfu {record['mfu']:.0%}  data-wait {record['data_wait_s'] * 1000:.1f} ms  "
-            f"left {hours}:{seconds // 60:02d}:{seconds % 60:02d}"
-        )
+                    self.console.note(f"warning: {error}; the run goes on, and its lines wait in memory")
 
 
 def _is_until(line: bytes | str, step: int) -> bool:

@@ -17,6 +17,7 @@ from shared.locks import LOCK_NAME
 from shared.storage import read_sealed
 from train.architecture import at_least
 from train.config import RunConfig
+from train.console import Output
 from train.data import reading_order, validation_order
 from train.golden import check_tokenizer
 from train.layout import Layout, lay_out
@@ -57,6 +58,8 @@ class RunRequest:
     """When the job ends, if not what the batch system says."""
     steal: bool = False
     """Take the run's directory over from whoever has it."""
+    output: Output = "lines"
+    """What is printed meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,10 @@ def _check_device(request: RunRequest) -> None:
     check_profiling(request.profile, request.memory_snapshot)
     if request.config.training.precision == "float8":
         check_float8()
+    if request.config.strategy == "pipeline":
+        from train.stage import check_pipelining
+
+        check_pipelining()
 
 
 def _check_order(order: ReadingOrder, config: RunConfig, tokens: Path) -> None:

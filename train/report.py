@@ -1,6 +1,7 @@
 """A run, alive, finished or dead, told from what it wrote: a few lines and a plot."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,7 +50,7 @@ def plot_losses(run: Path) -> Path | None:
     """
     records = _records(run)
     if importlib.util.find_spec("matplotlib") is None:
-        print(f"no {PLOT_NAME}: matplotlib is not installed (pip install matplotlib)")
+        print(f"no {PLOT_NAME}: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
         return None
     from matplotlib.figure import Figure
 

@@ -17,9 +17,11 @@ from train.backoff import Backoff
 from train.checkpoint import Checkpoints, Progress
 from train.checkpoint_directory import newest_step
 from train.collective import gather, leave, rank
+from train.console import console
 from train.data import ChunkReader
 from train.findings import MICROBATCH_NAME, Findings
 from train.heartbeat import Heartbeat
+from train.history import told_at_start
 from train.joining import join
 from train.layout import flops_per_token
 from train.lifecycle import claim, expect_end, failure_told, restarts, tell_end
@@ -29,6 +31,7 @@ from train.metrics import RunLog, measured_peak_flops
 from train.microbatch import choose_microbatch
 from train.optim import build_optimizer, create_state
 from train.outcome import OUT_OF_MEMORY, nothing_to_do
+from train.outlook import Outlook
 from train.parts import Parts
 from train.patience import VALIDATE
 from train.preflight import CHECKPOINTS_NAME, Prepared, RunRequest, changes, prepare
@@ -71,7 +74,7 @@ def run(request: RunRequest, signals: Signals | None = None) -> None:
             print(error, file=sys.stderr)
             leave(OUT_OF_MEMORY)  # at once: to take the process group down, ranks wait for each other
     elif rank() == 0:
-        print(done)
+        console(request.output, Outlook(prepared.last_step)).note(done)
     dist.destroy_process_group()  # not after an error: it may wait for ranks that are gone
 
 
@@ -83,7 +86,9 @@ def execute(prepared: Prepared, device: torch.device, stop: StopRequest) -> Prog
         if problem:
             raise UserError(problem)
         stack.enter_context(failure_told(prepared.request.run))
-        log = RunLog(prepared.request.run, rank() == 0, prepared.config.total_steps)
+        shown = console(prepared.request.output, Outlook.of(prepared.config, prepared.last_step))
+        stack.callback(shown.close)
+        log = RunLog(prepared.request.run, rank() == 0, shown)
         heartbeat = stack.enter_context(watching(log, prepared.config.recovery.hang_timeout_s))
         return _train(prepared, device, stop, log, heartbeat, changed)
 
@@ -123,7 +128,8 @@ def _train(
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
-    log.event("start", **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}))
+    unsaid = told_at_start(request.tokens, strategy.config, strategy.layout, progress.cursor)
+    log.event("start", unsaid, **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}))
     if found := backoff.findings.found.told():
         log.event("microbatch", chosen=strategy.config.microbatch, **found)
     if changed:

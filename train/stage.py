@@ -4,14 +4,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining import stage as torch_stage
 
+from shared.errors import ConfigError
 from train.drain import Drain
 
 Mark = float | torch.cuda.Event
+
+
+def check_pipelining() -> None:
+    """Raises: ConfigError if this torch is so old that its stages keep what they receive in another way."""
+    if "is_root_arg" not in signature(torch_stage._RecvInfo).parameters:
+        raise ConfigError(
+            f"strategy pipeline needs a newer torch than {torch.__version__}, as 2.13: install it, or use fsdp"
+        )
 
 
 class Stopwatch:
