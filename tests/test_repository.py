@@ -61,6 +61,7 @@ def test_make_without_a_target_helps():
         (["tokenize", "DATA=x/*.jsonl.zst"], '"x/*.jsonl.zst" "x-tokens"'),
         (["tokenize", "TOKENIZER=t.json", "VOCAB_SIZE=512"], '--tokenizer "t.json" --vocab-size 512'),
         (["inspect", "TOKENS=t", "CHUNK=7", "ARGS=--json"], 'inspect "t" --chunk 7 --json'),
+        (["inspect", "TOKENS=t", "ARGS=--html page.html"], 'inspect "t" --html page.html'),
         (["pack", "TOKENS=t"], 'pack "t" --length 2048 --method best-fit'),
         (
             ["pack", "TOKENS=t", "LENGTH=64", "METHOD=whole", "ARGS=--workers 1"],
