@@ -13,8 +13,9 @@ from shared.errors import UserError
 from tests.shortages import Fault, running_out
 from train.collective import barrier, leave
 from train.config import RunConfig
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
 from train.recovery import StopRequest
+from train.request import RunRequest
 from train.run import execute
 
 

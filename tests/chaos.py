@@ -17,10 +17,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from preprocess.verify import verify
-from shared.directories import written_name
 from tests.crash_points import Harness, build_and_pack, state_of
 from tests.damage import cut, damage_files, flipped, seen_by
-from tests.kills import Result, build_command, differences, kill_at_random, train_command, trained
+from tests.kills import Result, build_command, differences, kill_at_random, saved, train_command, trained
 from tests.oracle import problems_of
 from tests.throwaway import write_input, write_tokenizer
 
@@ -114,9 +113,7 @@ class Chaos:
         self, tokens: Path, run: Path, harm: Callable, number: int, undisturbed: dict[str, str]
     ) -> list[str]:
         """What is wrong after a file of the newest checkpoint was harmed for good and the run went on."""
-        saved = [path for path in (run / "checkpoints").glob("step-*") if written_name(path.name) is None]
-        newest = max(saved)  # what a killed save has left is none
-        files = sorted(newest.iterdir())
+        files = sorted(saved(run)[-1].iterdir())
         path = files[number % len(files)]
         with harm(path, random.Random(self.seed + number)) as told:
             contents = path.read_bytes()

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from shared.config import structure
 from train.collective import barrier, leave
 from train.config import RunConfig
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
 from train.recovery import StopRequest
+from train.request import RunRequest
 from train.run import execute
 
 

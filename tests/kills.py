@@ -141,13 +141,19 @@ def differences(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
     return [f"{name} differs" for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
 
 
-def trained(run: Path) -> dict[str, str]:
-    """What a finished run has learned and from what: the files of its checkpoints, and every step's loss and digest.
+def saved(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first.
 
-    What a killed save has left is no checkpoint; it is there for ten minutes, in case somebody still writes it.
+    What a killed save has left is none; it is there for ten minutes, in case somebody still writes it.
     """
-    saved = [path for path in sorted(run.glob("checkpoints/step-*")) if written_name(path.name) is None]
-    paths = (path for directory in saved for path in (*sorted(directory.glob("*.distcp")), directory / ".metadata"))
+    return [path for path in sorted(run.glob("checkpoints/step-*")) if written_name(path.name) is None]
+
+
+def trained(run: Path) -> dict[str, str]:
+    """What a finished run has learned and from what: the files of its checkpoints, and every step's loss and digest."""
+    paths = (
+        path for directory in saved(run) for path in (*sorted(directory.glob("*.distcp")), directory / ".metadata")
+    )
     files = {str(path.relative_to(run)): sha256_file(path) for path in paths}
     records = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
     steps = [(f"step {record['step']}", f"{record['loss']!r} {record['data_digest']}") for record in records]

@@ -13,11 +13,13 @@ import torch.distributed as dist
 from shared.config import structure
 from tests.faulty_rank import PLACES
 from train import microbatch
+from train.checkpoint import Progress
 from train.collective import barrier, gather, leave, rank
 from train.config import RunConfig
 from train.outcome import read_state
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
 from train.recovery import StopRequest
+from train.request import RunRequest
 from train.run import execute
 
 PLACES = {**PLACES, "trial": (microbatch, "try_out")}
@@ -43,6 +45,13 @@ def signalled(place: str, number: int, call: int) -> Iterator[None]:
         setattr(owner, name, function)
 
 
+def train(request: RunRequest) -> Progress:
+    """As a rank does; no rank begins to write before all have looked at what is there."""
+    prepared = prepare(request, 2)
+    barrier()
+    return execute(prepared, torch.device("cpu"), StopRequest())
+
+
 def main(jobs_path: str) -> None:
     dist.init_process_group("gloo")
     for job in json.loads(Path(jobs_path).read_text()):
@@ -50,16 +59,16 @@ def main(jobs_path: str) -> None:
         request = RunRequest(Path(job["tokens"]), run, structure(job["config"], RunConfig, "job"))
         if rank() == job["rank"]:
             with signalled(job["place"], job["number"], job["call"]):
-                stopped = execute(prepare(request, 2), torch.device("cpu"), StopRequest())
+                stopped = train(request)
         else:
-            stopped = execute(prepare(request, 2), torch.device("cpu"), StopRequest())
+            stopped = train(request)
         if rank() == 0:
             found = {"steps": [p.step for p in gather(stopped)], "state": read_state(run)}
             (run.parent / f"{run.name}.json").write_text(json.dumps(found))
         else:
             gather(stopped)
         barrier()
-        execute(prepare(request, 2), torch.device("cpu"), StopRequest())
+        train(request)
     dist.destroy_process_group()
     leave(0)
 

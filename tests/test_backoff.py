@@ -16,8 +16,9 @@ from tests.train_helpers import group_of_one, plain, random_tokens, recipe, writ
 from train.findings import MICROBATCH_NAME
 from train.memory_errors import RankOutOfMemory
 from train.metrics import read_metrics
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
 from train.recovery import StopRequest
+from train.request import RunRequest
 from train.run import execute
 
 CPU = torch.device("cpu")

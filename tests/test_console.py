@@ -25,11 +25,11 @@ from train.console import Output, console, line
 from train.metrics import RunLog, read_metrics
 from train.outlook import Outlook
 
-STEPS = 300
+STEPS = 90
 CHANGES = {
     "training__total_steps": STEPS,
-    "training__validate_every": 100,
-    "checkpoint__every": 150,
+    "training__validate_every": 30,
+    "checkpoint__every": 45,
     "checkpoint__asynchronous": False,
     "recovery__hang_timeout_s": 60.0,
 }
@@ -92,7 +92,7 @@ def test_on_a_terminal_a_run_rewrites_one_line_and_no_message_tears_it(shown):
     assert sent.count(ERASE_LINE) > 5
     assert rows[-1] == ""
     lines = [found for row in rows[:-1] if (found := LINE.fullmatch(row))]
-    assert [int(found[1]) for found in lines] == [100, 200, STEPS]
+    assert [int(found[1]) for found in lines] == [30, 60, STEPS]
     assert [bool(found[3]) for found in lines] == [True, True, True]
     told = [row for row in rows[:-1] if not LINE.fullmatch(row)]
     happened = [json.loads(text)["event"] for text in (run / "events.jsonl").read_text().splitlines()]
@@ -131,7 +131,7 @@ def test_json_of_a_run_that_has_ended_is_json(tokens, piped, capsys):
     arguments = words(tokens, piped[0].parent)
     assert run_command("train", COMMANDS, [str(word) for word in arguments] + ["--json"]) == 0
     note = json.loads(capsys.readouterr().out)
-    assert (note["event"], note["problem"].partition(" finished at ")[2][:9]) == ("note", "step 300 ")
+    assert (note["event"], note["problem"].partition(" finished at ")[2][:8]) == ("note", f"step {STEPS} ")
 
 
 # in this process

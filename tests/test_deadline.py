@@ -11,7 +11,8 @@ from shared.errors import ConfigError, UserError
 from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
 from train.deadline import KEPT_STEPS, Deadline, Pace, guessed_save_s
 from train.outcome import read_state
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
+from train.request import RunRequest
 from train.run import execute
 from train.signals import SIGNALS
 

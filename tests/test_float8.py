@@ -8,7 +8,8 @@ from tests.train_helpers import recipe, some_ids, write_tokens
 from train.building import build_model
 from train.float8 import check_float8, convert_to_float8
 from train.model import ArgonneModel
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
+from train.request import RunRequest
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 

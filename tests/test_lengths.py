@@ -11,7 +11,8 @@ from train.checkpoint_directory import read_manifests
 from train.config import DataConfig
 from train.data import ChunkReader, chain_digest
 from train.lengths import why_other_tokens
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
+from train.request import RunRequest
 from train.run import execute
 from train.views import open_view
 

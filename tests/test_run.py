@@ -38,9 +38,10 @@ from train.heartbeat import HEARTBEATS_NAME, read_heartbeat
 from train.launch import default_processes, leave_message
 from train.loss import IGNORED
 from train.metrics import read_metrics
-from train.preflight import RUN_NAME, RunRequest, prepare
+from train.preflight import RUN_NAME, prepare
 from train.ranks import ERROR_FILE
 from train.recovery import StopRequest
+from train.request import RunRequest
 from train.run import execute
 from train.sample import Sampling, load_model
 from train.signals import SIGNALS
@@ -215,6 +216,7 @@ REQUEST = {  # what a user asks for beside the recipe, and where that is shown t
     "deadline": "tests/test_deadline.py",
     "steal": "tests/test_launch.py",
     "output": "tests/test_console.py",
+    "loggers": "tests/test_loggers.py",
 }
 
 

@@ -19,7 +19,8 @@ from train.backoff import Backoff
 from train.checkpoint_directory import MANIFEST_NAME, damage, newest
 from train.checkpoint_save import SaveError
 from train.metrics import read_metrics
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
+from train.request import RunRequest
 from train.run import execute
 
 QUICK = {

@@ -2,7 +2,7 @@ import dataclasses
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.errors import ConfigError
@@ -80,6 +80,7 @@ def test_a_cooldown_begins_after_the_warmup(fraction, warmup_steps, begin):
     fraction=st.floats(0, 1),
     total_steps=st.integers(1, 200),
 )
+@example(schedule="cosine", warmup_steps=2, fraction=0.0, total_steps=1)  # a warmup that outlasts the run
 def test_a_schedule_rises_to_its_peak_and_never_rises_again(schedule, warmup_steps, fraction, total_steps):
     config = scheduled(schedule, warmup_steps=warmup_steps, cooldown_fraction=fraction)
     rates = [learning_rate(config, total_steps, step) for step in range(total_steps + 2)]

@@ -14,7 +14,8 @@ from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, wr
 from train.checkpoint import Progress
 from train.gradient import Gradient, why_not_finite
 from train.metrics import read_metrics
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
+from train.request import RunRequest
 from train.rollback import ROLLBACKS_NAME, skip_again
 from train.run import execute
 from train.single import SingleStrategy

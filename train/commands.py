@@ -17,8 +17,10 @@ from shared.terminal import safe_text
 from train.architecture import at_least
 from train.config import RunConfig, load_recipe
 from train.console import Output, console
+from train.loggers import Logger
 from train.outlook import Outlook
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
+from train.request import RunRequest
 from train.sample import Sampling
 from train.signals import Signals
 from train.walltime import fixed, is_duration
@@ -46,6 +48,8 @@ class RunOptions:
     """Times that the processes are started again after one died, without a new checkpoint meanwhile."""
     steal: bool = False
     """Take the run's directory over from whoever has it, which then changes nothing there any more."""
+    loggers: tuple[Logger, ...] = ()
+    """Show the steps there too: RUN/tensorboard; W&B, offline unless WANDB_MODE says otherwise; Trackio."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print what fails and how the run ends, and no more."""
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False
@@ -132,6 +136,7 @@ def run(arguments: Sequence[str], signals: Signals | None = None) -> int:
         options.deadline,
         options.steal,
         _output(options),
+        options.loggers,
     )
     if "RANK" in os.environ:
         return _run_rank(request, signals)

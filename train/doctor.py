@@ -21,7 +21,8 @@ from train.finding import EXIT_CODES, Finding, finding, worst
 from train.golden import check_tokenizer
 from train.layout import num_parameters
 from train.machine import GIB, address_space_limit, examine_machine, file_size_limit
-from train.preflight import CHECKPOINTS_NAME, RunRequest, prepare
+from train.preflight import CHECKPOINTS_NAME, prepare
+from train.request import RunRequest
 from train.smoke import Ranks, Smoke
 
 CHECKPOINT_BYTES = 12  # fp32 weight and two moments of AdamW, for each parameter

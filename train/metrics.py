@@ -30,6 +30,7 @@ class RunLog:
         self.events_path = directory / "events.jsonl"
         self.is_writer, self.console = is_writer, console
         self.on_step: Callable[[], None] = lambda: None  # called on every rank: a profiler's
+        self.on_rewind: Callable[[int], None] = lambda _: None  # of loggers
         self._newest: dict[str, Any] = {}
         self._waiting: list[tuple[Path, str]] = []
         self._writing = threading.RLock()
@@ -43,6 +44,7 @@ class RunLog:
             self._newest = json.loads(kept[-1]) if kept else {}
         after = [entry for entry in self._waiting if entry[0] == self.metrics_path and not _is_until(entry[1], step)]
         self._waiting = [entry for entry in self._waiting if entry not in after]
+        self.on_rewind(step)
 
     def lacks(self, key: str, step: int) -> bool:
         """Whether the newest record in metrics.jsonl is that of `step` and has no `key`; False where nobody writes."""

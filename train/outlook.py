@@ -1,4 +1,4 @@
-"""Pure: when a run will be at its last step, from what its steps, validations and saves took lately."""
+"""When a run will be at its last step, from what its steps, validations and saves took lately."""
 
 from collections import deque
 from collections.abc import Mapping

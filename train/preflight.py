@@ -17,12 +17,13 @@ from shared.locks import LOCK_NAME
 from shared.storage import read_sealed
 from train.architecture import at_least
 from train.config import RunConfig
-from train.console import Output
 from train.data import reading_order, validation_order
 from train.golden import check_tokenizer
 from train.layout import Layout, lay_out
 from train.lengths import LENGTHS, check_place, why_other_tokens
+from train.loggers import check_loggers
 from train.memory import stage_bytes
+from train.request import RunRequest
 from train.schedule import RESCHEDULING, first_difference
 from train.views import View, open_validation, open_view
 from train.walltime import parse_deadline
@@ -37,29 +38,6 @@ CHANGEABLE = {
 """What of a recipe may differ when a run is continued: nothing that the order of its data depends on, and nothing that
 its losses depend on but for the global batch, with which a run goes on where it was in its data (see also RESCHEDULING
 and LENGTHS)."""
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What a user asks for."""
-
-    tokens: Path
-    """The dataset."""
-    run: Path
-    """Where the run is or will be; a run that is there is continued."""
-    config: RunConfig
-    stop_step: int | None = None
-    """End here, saved, without changing the schedule."""
-    profile: int | None = None
-    """Steps of which a trace is written into the run's directory."""
-    memory_snapshot: bool = False
-    """Write the allocations of every GPU into the run's directory."""
-    deadline: str | None = None
-    """When the job ends, if not what the batch system says."""
-    steal: bool = False
-    """Take the run's directory over from whoever has it."""
-    output: Output = "lines"
-    """What is printed meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +80,7 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
         at_least("stop-step", request.stop_step, 1)
     if request.deadline is not None:
         parse_deadline(request.deadline, time.time())
+    check_loggers(request.loggers)
     _check_device(request)
     index = read_index(request.tokens)
     view = open_view(request.tokens, index, request.config)

@@ -25,6 +25,7 @@ from train.history import told_at_start
 from train.joining import join
 from train.layout import flops_per_token
 from train.lifecycle import claim, expect_end, failure_told, restarts, tell_end
+from train.loggers import Loggers
 from train.loop import train
 from train.memory_errors import RankOutOfMemory
 from train.metrics import RunLog, measured_peak_flops
@@ -34,10 +35,11 @@ from train.outcome import OUT_OF_MEMORY, nothing_to_do
 from train.outlook import Outlook
 from train.parts import Parts
 from train.patience import VALIDATE
-from train.preflight import CHECKPOINTS_NAME, Prepared, RunRequest, changes, prepare
+from train.preflight import CHECKPOINTS_NAME, Prepared, changes, prepare
 from train.profiling import profiled
 from train.provenance import Provenance
 from train.recovery import StopRequest
+from train.request import RunRequest
 from train.rollback import skip_again
 from train.schedule import why_not_annealed
 from train.signals import Signals
@@ -137,17 +139,18 @@ def _train(
     if problem := why_not_annealed(config, prepared.last_step):
         log.event("warning", problem=problem)
     expect_end(prepared, stop, log, is_first=restarts() == 0)
-    try:
-        snapshot = profiled(request.run, rank(), request.profile, request.memory_snapshot)
-        with backoff.restarting(), snapshot as log.on_step:
-            if is_owed(config, reader, log, progress.step):
-                heartbeat.beat(progress.step, VALIDATE)
-                log.complete(validation_record(backoff, reader, stop.agreed))
-            progress = train(parts, progress, prepared.last_step)
-    finally:
-        reader.close()
-        checkpoints.close()
-    tell_end(prepared, parts, progress)
+    with Loggers(log, request.loggers, progress.step) as log.on_rewind:
+        try:
+            snapshot = profiled(request.run, rank(), request.profile, request.memory_snapshot)
+            with backoff.restarting(), snapshot as log.on_step:
+                if is_owed(config, reader, log, progress.step):
+                    heartbeat.beat(progress.step, VALIDATE)
+                    log.complete(validation_record(backoff, reader, stop.agreed))
+                progress = train(parts, progress, prepared.last_step)
+        finally:
+            reader.close()
+            checkpoints.close()
+        tell_end(prepared, parts, progress)  # before loggers are waited for: the job may be about to end
     return progress
 
 

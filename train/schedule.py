@@ -41,7 +41,9 @@ def learning_rates(config: OptimizerConfig, total_steps: int, step: int) -> dict
 
 def _cosine(config: OptimizerConfig, total_steps: int, step: int) -> float:
     """Half a cosine from 1 to 0. Source: Loshchilov and Hutter, SGDR, arXiv 1608.03983."""
-    done = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+    done = max(step - config.warmup_steps, 0) / max(
+        total_steps - config.warmup_steps, 1
+    )  # a warmup may outlast the run
     return 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
