@@ -16,7 +16,7 @@ function describe(token) {
   const block = token.parentElement;
   const first = Number(block.dataset.start);
   const number = first + tokensOf(block).indexOf(token);
-  const share = uses === undefined ? "" : ` \u00b7 ${uses.toLocaleString("en")} of ${data.num_ids.toLocaleString("en")} ids counted`;
+  const share = uses === undefined ? "" : ` \u00b7 used ${uses.toLocaleString("en")} times in ${data.num_ids.toLocaleString("en")} ids`;
   const text = token.className === "part" ? "part of a character" : JSON.stringify(token.textContent);
   return `id ${id} \u00b7 ${text} \u00b7 token ${number.toLocaleString("en")} of its document${share}`;
 }
@@ -87,6 +87,7 @@ function search() {
 
 function go(step) {
   if (!found.length) return;
+  if (place < 0 && step < 0) place = 0;
   place = (place + step + found.length) % found.length;
   const token = found[place][0];
   show(token);
@@ -101,5 +102,5 @@ if (query) {
     if (event.key === "Escape") { query.value = ""; search(); show(null); }
   });
   document.getElementById("next").addEventListener("click", () => go(1));
-  document.getElementById("previous").addEventListener("click", () => go(place < 0 ? 0 : -1));
+  document.getElementById("previous").addEventListener("click", () => go(-1));
 }

@@ -85,7 +85,7 @@ def show_chunk(chunk: Chunk) -> None:
 def origin(piece: Piece) -> str:
     """What the input row of a document says of it, in a line, or why that is not known."""
     named = {"url": piece.url, "date": piece.date, "id": piece.id}
-    told = ", ".join(f"{name} {value}" for name, value in named.items() if value is not None)
+    told = ", ".join(f"{name} {value}" for name, value in named.items() if value)
     return piece.problem or told or "its input has no url, date or id"
 
 
