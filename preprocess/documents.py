@@ -16,12 +16,11 @@ from preprocess.inputs import Inputs
 from preprocess.sources import has_column, nearest_group, read_columns
 from shared.errors import FormatError, InputError
 from shared.format import open_documents, read_index
-from shared.rows import InputRows
+from shared.rows import InputRows, number_of
 from shared.terminal import safe_text
 
 NAMES = ("id", "url", "date")
 """Columns that are told of a document, where a file has them."""
-MOST_ROWS = 1 << 40
 
 Row = tuple[str, int]
 
@@ -71,6 +70,9 @@ class Documents:
 
         Raises: InputError if none has, or not all that may have it can be read.
         """
+        is_utf8 = wanted.encode(errors="ignore").decode() == wanted
+        if not wanted or not is_utf8:
+            raise InputError(f"'{safe_text(wanted)}' names no document: an id, a url or a piece of its text is wanted")
         sources = [number for number in range(len(self.index.sources)) if self._groups(number)]
         unread = [problem for number in sources if (problem := self.inputs.problem(number))]
         readable = [number for number in sources if not self.inputs.problem(number)]
@@ -150,9 +152,10 @@ def parse_row(name: str) -> Row:
     Raises: FormatError if that is no name of a row.
     """
     source, colon, row = name.rpartition(":")
-    if not colon or not row.isascii() or not row.isdecimal() or int(row) >= MOST_ROWS:
-        raise FormatError(f"'{safe_text(name)}' names no row: FILE:ROW is wanted, as in 000_00000.parquet:17")
-    return source, int(row)
+    number = number_of(row)
+    if not colon or number is None:
+        raise FormatError(f"'{safe_text(name[:60])}' names no row: FILE:ROW is wanted, as in 000_00000.parquet:17")
+    return source, number
 
 
 def parse_line(line: str) -> Row:

@@ -10,6 +10,16 @@ from shared.format import Index
 from shared.terminal import safe_text
 
 Numbers = npt.NDArray[np.int64]
+MOST_DIGITS = 18  # of a number that numpy holds
+
+
+def number_of(digits: str) -> int | None:
+    """The number that a user has written; None if it is none, or longer than what anything is counted to.
+
+    >>> number_of("17"), number_of("-17"), number_of("1_7"), number_of("9" * 19)
+    (17, None, None, None)
+    """
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= MOST_DIGITS else None
 
 
 class ShardRow(NamedTuple):

@@ -12,8 +12,9 @@ from shared.config import structure
 from tests.recording import recording
 from train.collective import barrier, leave
 from train.config import RunConfig
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
 from train.recovery import StopRequest
+from train.request import RunRequest
 from train.run import execute
 
 

@@ -104,6 +104,9 @@ def test_the_command_prints_what_it_can_read_again(made, capsys, monkeypatch):
         (["0.parquet:90"], "0.parquet has no row 90 in the dataset: it has 90, counted from 0"),
         (["0.parquet:x"], "'0.parquet:x' names no row: FILE:ROW is wanted, as in 000_00000.parquet:17"),
         (["3\x1b.parquet:1"], r"3\x1b.parquet is no input of the dataset"),
+        (["0.parquet:" + "9" * 5000], "names no row: FILE:ROW is wanted"),
+        (["--find", ""], "'' names no document: an id, a url or a piece of its text is wanted"),
+        (["--find", "\udcff"], r"'\udcff' names no document: "),  # as argv has a byte that is no UTF-8
         (["--find", "nowhere\x1b"], r"has the id or url 'nowhere\x1b', or that in its text: give one as it stands in"),
         (["0.parquet:1", "--data", "/nowhere"], "/nowhere not found: a directory, a glob pattern or a"),
     ],

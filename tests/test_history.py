@@ -19,7 +19,7 @@ def start(step, layout=ONE, microbatch=2, offset=0, **data):
     grid = {name: getattr(layout, name) for name in layout.__dataclass_fields__}
     options = unstructure(DataConfig(**{**unstructure(RECIPE.data), **data}))
     told = {"cursor": [0, 0, offset], "data": options, "grid": grid, "microbatch": microbatch, "tokens": f"/at{step}"}
-    return {"event": "start", "step": step, "layout": str(layout), **told}
+    return {"event": "start", "step": step, "layout": str(layout), "reads": told}
 
 
 def old_start(step):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,15 +12,20 @@ import torch
 import train.run
 from preprocess.config import PackSettings
 from preprocess.pack import pack
+from shared.errors import FormatError
 from shared.format import open_documents, read_index
 from tests.helpers import on_ranks
 from tests.recording import Texts, recorded, recording
 from tests.train_helpers import group_of_one, plain, recipe, unasked, write_documents
+from train.checkpoint_directory import step_of
 from train.held_out import held_out
-from train.preflight import RunRequest, prepare
+from train.loss_colours import mean_loss
+from train.preflight import prepare
 from train.replay import Replay
+from train.request import RunRequest
 from train.run import execute
 from train.single import SingleStrategy
+from train.token_losses import TokenLosses
 from train.trace import Trace
 
 CPU = torch.device("cpu")
@@ -141,6 +147,27 @@ def test_every_step_has_the_documents_ranks_and_microbatches_that_its_readers_wr
     assert len(epochs) > 1
 
 
+FOUR_RANKS = {  # pipelines side by side, and copies of shards
+    "natural": ({"data__order": "natural"}, [PIPELINE | {"pipeline__stages": 2}]),
+    "shuffled": ({}, [FSDP | {"fsdp__shard_size": 2}]),
+    "packed": ({"data__packing": "best-fit"}, [PIPELINE | {"pipeline__stages": 2}]),
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("cases", "num_processes"), [(CASES, 2), (FOUR_RANKS, 4)], ids=["2 ranks", "4 ranks"])
+def test_500_random_steps_are_what_their_readers_wrote_down(group, tmp_path, cases, num_processes):
+    data = dataset(tmp_path / "tokens", 11)
+    steps = carried_out(data, tmp_path, cases, 140, num_processes)  # where a chunk of 32 begins, in the third epoch
+    every = [(name, step) for name, last in steps.items() for step in range(1, last + 1)]
+    drawn = random.Random(1).sample(every, 500)
+    for name in cases:
+        mine = sorted(step for other, step in drawn if other == name)
+        assert assert_traced(data, tmp_path / name, mine) >= 4 * len(mine)
+        assert Trace(Replay(tmp_path / name)).step(steps[name]).chunks[-1].epoch > 1
+
+
 def sequence_losses(hit, becomes):
     """What becomes of the loss of each microbatch that has the id `hit`."""
     plain_loss = SingleStrategy._loss
@@ -240,6 +267,42 @@ def test_a_document_was_seen_at_exactly_the_steps_that_have_it(runs, name):
             for part in s.chunk.documents
         }
         assert backwards == forwards.get(row, set()), (row, size)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"data__packing": "best-fit"},
+        {"data__packing": "whole", "data__document_mask": True, "data__restart_positions": True},
+    ],
+    ids=str,
+)
+def test_the_losses_of_a_step_by_the_checkpoint_before_it_are_what_it_recorded(runs, tmp_path, changes):
+    executed(runs.data, tmp_path / "run", 4, checkpoint__every=1, checkpoint__keep=9, **changes)
+    replay = Replay(tmp_path / "run")
+    losses, trace = TokenLosses(replay), Trace(replay)
+    for number in (2, 4):
+        step = trace.step(number)
+        assert step_of(losses.checkpoint(number)) == number - 1
+        path, found = losses.of(step)
+        assert path == losses.checkpoint(number)
+        assert [len(part) for chunk in found for part in chunk.parts] == [
+            part.stop - part.start for chunk in step.chunks for part in chunk.documents
+        ]
+        every = [loss for chunk in found for part in chunk.parts for loss in part]
+        assert mean_loss(every) == pytest.approx(step.loss, abs=1e-5)
+        num_targets = replay.records.of(number)["tokens"] - replay.records.of(number - 1)["tokens"]
+        assert sum(loss is not None for loss in every) == num_targets
+    assert [step_of(losses.checkpoint(number)) for number in (1, 9)] == [1, 4]
+    (tmp_path / "run/checkpoints/step-00000003/__0_0.distcp").write_bytes(b"")
+    losses = TokenLosses(replay)
+    assert step_of(losses.checkpoint(4)) == 2
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(
+        FormatError, match=r"run has no checkpoint: losses are those of a model that was saved, wait for"
+    ):
+        losses.checkpoint(4)
 
 
 def every_row(data):

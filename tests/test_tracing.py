@@ -1,6 +1,7 @@
 """`python -m train trace` as people and programs meet it, on a run over a dataset made of real files."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -15,7 +16,8 @@ from shared.storage import read_sealed, write_sealed
 from tests.helpers import dataset_rows, named_rows, plain_tokenizer, write_named
 from tests.train_helpers import group_of_one, recipe, unasked
 from train.commands import main
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
+from train.request import RunRequest
 from train.run import execute
 
 SPLIT = {"data__validation": "split", "data__validation_chunks": 4}
@@ -52,7 +54,9 @@ def told(capsys, *arguments):
 def refused(capsys, *arguments):
     capsys.readouterr()
     assert main(["trace", *map(str, arguments)], None) == 2
-    return capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    return shown.err
 
 
 def as_json(capsys, *arguments):
@@ -113,8 +117,35 @@ def test_a_document_that_was_kept_apart_is_validated_on_and_never_seen(made, cap
     assert {(len(document["sightings"]), document["validation"]["is_kept_apart"]) for document in found} == {(0, True)}
     row = next(document["row"] for document in found if document["validation"]["validated"])
     shown = told(capsys, "--run", made.run, "--doc", f"a.parquet:{row}")
-    assert "no step sees it: it is of the validation split\nvalidated on: 1 chunk of it, which no step sees" in shown
+    said = r"no step sees it: it is of the validation split\nvalidated on: \d chunks? of it, which no step sees\n"
+    assert re.search(said, shown)
     assert "no step sees it: it was left out of the dataset" in told(capsys, "--run", made.run, "--doc", "a.parquet:3")
+
+
+def test_losses_are_told_of_documents_and_shown_as_colours(made, capsys, monkeypatch):
+    (step,) = as_json(capsys, "--run", made.run, "--step", 2, "--losses")
+    assert step["checkpoint"] == {"path": str(made.run / "checkpoints/step-00000003"), "step": 3}
+    parts = [part for chunk in step["chunks"] for part in chunk["documents"]]
+    decode = plain_tokenizer(made.tokens).decode
+    for part in parts:
+        assert len(part["losses"]) == len(part["ids"]) == part["stop"] - part["start"]
+        assert "".join(text for text, _ in part["pieces"]) == decode(part["ids"], skip_special_tokens=False)
+    every = [loss for part in parts for loss in part["losses"] if loss is not None]
+    assert step["checkpoint_loss"] == pytest.approx(sum(every) / len(every))
+    asked = ["--run", made.run, "--step", 2, "--losses"]
+    shown = told(capsys, *asked)
+    assert f"by the model of step 3 ({made.run}" in shown
+    assert f"  loss {parts[0]['loss']:.4f}" in shown
+    assert "\x1b" not in shown
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = told(capsys, *asked)
+    assert "\x1b[33m" in coloured  # yellow: a model that knows nothing has a loss of 7 to 8
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == shown
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert told(capsys, *asked) == shown
+    assert "--losses are those of a step: give --step" in refused(capsys, "--run", made.run, "--doc", "x", "--losses")
 
 
 def test_what_is_not_there_is_one_line(made, capsys, tmp_path):
@@ -129,6 +160,10 @@ def test_what_is_not_there_is_one_line(made, capsys, tmp_path):
         (["--run", run, "--step", 9], f"step 9 is none of {run}: 1 to 8 is wanted"),
         (["--run", run, "--step", 0], f"step 0 is none of {run}: 1 to 8 is wanted"),
         (["--run", run, "--step", "3..2"], "--step is '3..2': a step or a range of them is wanted, as in 17 or 17..20"),
+        (["--run", run, "--step", "9" * 5000], "a step or a range of them is wanted, as in 17 or 17..20"),
+        (["--run", run, "--step", "1..9"], f"step 9 is none of {run}: 1 to 8 is wanted"),
+        (["--run", run, "--doc", ""], "'' names no document: an id, a url or a piece of its text is wanted"),
+        (["--run", run, "--doc", "\udcff"], r"'\udcff' names no document: "),  # as argv has a byte that is no UTF-8
         (["--run", run, "--doc", "nowhere\x1b"], r"has the id or url 'nowhere\x1b', or that in its text"),
         (
             ["--run", run, "--doc", "says the word"],
@@ -167,8 +202,7 @@ def edited(run, change):
 
 def forget(lines):
     """As a release before this one wrote a start."""
-    for name in ("cursor", "data", "grid", "microbatch", "tokens"):
-        del lines[0][name]
+    del lines[0]["reads"]
 
 
 def test_a_run_of_an_earlier_release_is_traced_but_for_what_it_did_not_tell(made, moved, capsys):
@@ -198,9 +232,10 @@ def test_a_run_of_an_earlier_release_is_traced_but_for_what_it_did_not_tell(made
 
 
 def test_events_and_metrics_that_say_different_things_are_refused(moved, capsys):
-    edited(moved, lambda lines: lines[0].update(cursor=[0, 0, 1]))
+    edited(moved, lambda lines: lines[0]["reads"].update(cursor=[0, 0, 1]))
     said = refused(capsys, "--run", moved, "--step", 2)
     assert "metrics.jsonl has step 2 end at (0, " in said
+    assert "metrics.jsonl has step 3 end at (0, " in refused(capsys, "--run", moved, "--doc", "a.parquet:1")
     assert "(epoch, shard, offset): one of them is not whole, so what it read is not known" in said
 
 

@@ -66,7 +66,7 @@ class History:
 
 
 def told_at_start(tokens: Path, config: RunConfig, layout: Layout, cursor: Cursor) -> dict[str, Any]:
-    """What a start tells so that its steps can be found again."""
+    """What a start tells under `reads`, so that its steps can be found again."""
     return {
         "cursor": cursor,
         "data": unstructure(config.data),
@@ -93,7 +93,7 @@ def history(events: Sequence[Mapping[str, Any]], recipe: RunConfig) -> History:
     for number, event in enumerate(events):
         if event["event"] == "start":
             new = _started(event, recipe.data if number >= last_other else None)
-            tokens = event.get("tokens", tokens)
+            tokens = event.get("reads", {}).get("tokens", tokens)
         elif event["event"] == "backoff" and stretches:
             new = stretches[-1].smaller(event["to"], event.get("first", event["step"]))
         elif event["event"] == "rollback" and stretches:
@@ -111,11 +111,12 @@ def history(events: Sequence[Mapping[str, Any]], recipe: RunConfig) -> History:
 
 def _started(event: Mapping[str, Any], data: DataConfig | None) -> Stretch:
     step, told = event["step"], event["layout"]
-    if "data" not in event:
+    if "reads" not in event:
         return Stretch(step, step, None, data, None, None, told)
-    data = structure(event["data"], DataConfig, "events.jsonl")
-    layout = structure(event["grid"], Layout, "events.jsonl")
-    return Stretch(step, step, Cursor(*event["cursor"]), data, layout, event["microbatch"], told)
+    reads = event["reads"]
+    data = structure(reads["data"], DataConfig, "events.jsonl")
+    layout = structure(reads["grid"], Layout, "events.jsonl")
+    return Stretch(step, step, Cursor(*reads["cursor"]), data, layout, reads["microbatch"], told)
 
 
 def _last_start_with_other_data(events: Sequence[Mapping[str, Any]]) -> int:

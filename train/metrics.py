@@ -7,7 +7,7 @@ often the run was killed and continued. A full disk does not end a run here: lin
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,15 @@ class RunLog:
         self.console.outlook.stepped(record, time.monotonic())
         self.console.step(record, is_last)
 
-    def event(self, name: str, unsaid: Mapping[str, Any] | None = None, /, **details: Any) -> None:
-        """Append an event, and say it, but for what is for programs."""
+    def event(self, name: str, **details: Any) -> None:
+        """Append an event, and say it."""
         if self.is_writer:
-            self.tell(name, unsaid, **details)
+            self.tell(name, **details)
 
-    def tell(self, name: str, unsaid: Mapping[str, Any] | None = None, /, **details: Any) -> None:
+    def tell(self, name: str, **details: Any) -> None:
         """The same on any rank and thread, for what one of them alone knows."""
         event = {"time": time.time(), "event": name, **details}
-        self._append(self.events_path, json.dumps({**event, **(unsaid or {})}))
+        self._append(self.events_path, json.dumps(event))
         self.console.event(event)
 
     def flush(self) -> None:

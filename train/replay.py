@@ -83,6 +83,7 @@ class Replay:
             )
 
     def _cut(self, data: DataConfig) -> tuple[View, ReadingOrder]:
+        """The chunks that are read by some options, and their order. A mixture of datasets would be cut here."""
         model = self.config.model
         positions = max(model.max_position_embeddings, data.sequence_length)  # it may have had a longer one before
         config = replace(self.config, data=data, model=replace(model, max_position_embeddings=positions))

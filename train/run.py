@@ -130,8 +130,8 @@ def _train(
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
-    unsaid = told_at_start(request.tokens, strategy.config, strategy.layout, progress.cursor)
-    log.event("start", unsaid, **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}))
+    reads = told_at_start(request.tokens, strategy.config, strategy.layout, progress.cursor)
+    log.event("start", **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}), reads=reads)
     if found := backoff.findings.found.told():
         log.event("microbatch", chosen=strategy.config.microbatch, **found)
     if changed:

@@ -68,13 +68,18 @@ class Trace:
         self.provenance = Provenance(replay.tokens, replay.index)
         self.rows = InputRows(replay.index)
 
+    def check(self, step: int) -> None:
+        """Raises: ConfigError if the run has no such step."""
+        last = max(self.replay.total_steps, self.replay.records.last_step)
+        if not 1 <= step <= last:
+            raise ConfigError(f"step {step:,} is none of {self.replay.run}: 1 to {last:,} is wanted")
+
     def step(self, step: int) -> SeenStep:
         """What `step` has read; of one that has not happened, what it will read if the run goes on as it is.
 
         Raises: ConfigError if the run has no such step; FormatError if it is not known.
         """
-        if not 1 <= step <= max(self.replay.total_steps, self.replay.records.last_step):
-            raise ConfigError(f"step {step:,} is none of {self.replay.run}: 1 to {self.replay.total_steps:,} is wanted")
+        self.check(step)
         if (stretch := self.replay.history.of(step)) is None:
             raise FormatError(
                 f"{self.replay.run} was not started yet (no start in events.jsonl): wait for its first step"
@@ -102,7 +107,7 @@ class Trace:
         found = [
             sighting
             for stretch, last in self.replay.history.until(max(self.replay.total_steps, done))
-            for sighting in self._in_stretch(stretch, last, where)
+            for sighting in self._in_stretch(stretch, last, where, compared=min(last, done))
         ]
         found += [
             replace(sighting, state="undone", learned=False)
@@ -111,8 +116,13 @@ class Trace:
         ]
         return sorted(found, key=lambda sighting: (sighting.step, sighting.chunk.position))
 
-    def _in_stretch(self, stretch: Stretch, last: int, where: ShardRow) -> Iterator[Sighting]:
+    def _in_stretch(
+        self, stretch: Stretch, last: int, where: ShardRow, compared: int | None = None
+    ) -> Iterator[Sighting]:
+        """The sightings up to step `last`; the place after step `compared` is held against its record."""
         reading = self.replay.reading(stretch)
+        if compared is not None and compared > stretch.after:
+            self.replay.compare(reading, compared)
         first, end = reading.position(stretch.after + 1), reading.position(last + 1)
         bounds, size = reading.order.bounds, reading.order.num_training
         row = self.replay.index.shards[where.shard].first_row + where.row

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shared.terminal import safe_text
+from train.loss_colours import lines_of, painter
 
 MOST_TO_COME = 20
 UNKNOWN = "not told by the start of that step"
@@ -20,13 +21,17 @@ def step_lines(step: dict[str, Any]) -> Iterator[str]:
     else:
         outcome = f"loss {step['loss']:.4f}"
     sizes = f"{len(step['chunks']):,} chunks of {step['sequence_length']:,} tokens"
+    if "checkpoint" in step:
+        model = f"the model of step {step['checkpoint']['step']:,} ({step['checkpoint']['path']})"
+        outcome += f" ({step['checkpoint_loss']:.4f} by {safe_text(model)})"
     yield f"step {step['step']:,} of {safe_text(step['run'])}: {outcome}; {sizes}, {safe_text(step['layout'])}"
     for chunk in step["chunks"]:
         place = f"epoch {chunk['epoch']}, chunk {chunk['offset']:,} of shard {chunk['shard']}"
         yield f"position {chunk['position']:,} ({place}): {_who(chunk)}"
         for part in chunk["documents"]:
             name = safe_text(f"{part['source']}:{part['row']}")
-            yield f"  {name}  {_extent(part, part['num_tokens'])}{_columns(part)}"
+            loss = f"  loss {part['loss']:.4f}" if part.get("loss") is not None else ""
+            yield f"  {name}  {_extent(part, part['num_tokens'])}{loss}{_columns(part)}"
             yield from _text(part)
     yield ""
 
@@ -101,5 +106,9 @@ def _columns(document: dict[str, Any]) -> str:
 
 def _text(part: dict[str, Any]) -> Iterator[str]:
     """A newline is spelled out and then also made, behind a margin that no text can fake."""
-    if "text" in part:
+    if "pieces" in part:
+        paint = painter()
+        for line in lines_of(part["pieces"]):
+            yield "      | " + "".join(paint(text, loss) for text, loss in line)
+    elif "text" in part:
         yield "      | " + "\n      | ".join(map(safe_text, part["text"].replace("\n", "\\n\n").split("\n")))

@@ -3,18 +3,25 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import tyro
 
 from shared.errors import ConfigError
 from shared.format import TOKENIZER_NAME, open_tokens
+from shared.rows import number_of
 from shared.terminal import safe_text
+from train.checkpoint_directory import step_of
 from train.held_out import held_out
 from train.input_rows import Asked, Row
+from train.loss_colours import Decode, mean_loss, pieces
 from train.provenance import Part
 from train.replay import Replay
+from train.token_losses import TokenLosses
 from train.trace import SeenChunk, SeenStep, Sighting, Trace
 from train.trace_lines import document_lines, problem_lines, step_lines
 
@@ -34,6 +41,8 @@ class TraceOptions:
     """Instead, a document: its id or url, FILE:ROW, or a piece of its text that is in no other."""
     text: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the text that was seen, decoded from its tokens."""
+    losses: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --step: the loss of every document and, as colours of its text, token, by the checkpoint nearest to it."""
     tokens: Path | None = None
     """The dataset (None: where the run had it)."""
     data: str | None = None
@@ -49,6 +58,8 @@ def trace(options: TraceOptions) -> None:
     """
     if (options.step is None) == (options.doc is None):
         raise ConfigError("either --step or --doc is wanted: see python -m train trace --help")
+    if options.losses and options.step is None:
+        raise ConfigError("--losses are those of a step: give --step, which --doc tells")
     replay = Replay(options.run, options.tokens)
     teller = Teller(options, Trace(replay), Asked(replay.tokens, options.data))
     if options.step is not None:
@@ -67,7 +78,9 @@ class Teller:
     asked: Asked
 
     def tell_steps(self, steps: range) -> None:
-        """Print the documents of each of `steps`."""
+        """Print the documents of each of `steps`, of all or, if the run has not all of them, of none."""
+        self.trace.check(steps[0])
+        self.trace.check(steps[-1])
         for first in range(steps.start, steps.stop, TOGETHER):
             seen = [self.trace.step(step) for step in steps[first - steps.start :][:TOGETHER]]
             about = self.asked.about((part.source, part.row) for step in seen for part in _parts(step.chunks))
@@ -80,7 +93,8 @@ class Teller:
         about = self.asked.about([row])[row] if row is not None else self.asked.find(wanted)
         source, number = row = (about["source"], about["row"])
         sightings = self.trace.sightings(source, number)
-        text = {"text": self._decoder()(*self._whole(row))} if self.options.text else {}
+        place = self.trace.rows.shard_row(source, number)
+        text = self._text(place.shard, self.trace.provenance.ids(*place))
         replay = self.trace.replay
         document = {
             **about,
@@ -95,44 +109,58 @@ class Teller:
     def _row(self, wanted: str) -> Row | None:
         """The row that FILE:ROW names, if `wanted` is one of a file of the dataset."""
         source, _, row = wanted.rpartition(":")
-        is_row = source in self.trace.rows.sources and row.isascii() and row.isdecimal()
-        return (source, int(row)) if is_row else None
+        number = number_of(row)
+        return (source, number) if source in self.trace.rows.sources and number is not None else None
 
     def _told_step(self, step: SeenStep, about: dict[Row, dict[str, Any]]) -> dict[str, Any]:
-        told = asdict(step)
-        decode = self._decoder() if self.options.text else None
+        told = {"run": str(self.options.run), **asdict(step)}
         for chunk, plain in zip(step.chunks, told["chunks"], strict=True):
             plain["documents"] = [
-                {**about[part.source, part.row], **asdict(part), **self._text(decode, chunk, part)}
+                {**about[part.source, part.row], **asdict(part), **self._text(chunk.shard, self._extent(chunk, part))}
                 for part in chunk.documents
             ]
-        return {"run": str(self.options.run), **told}
+        return told | (self._losses(step, told["chunks"]) if self.options.losses else {})
 
-    def _text(self, decode: "Decode | None", chunk: SeenChunk, part: Part) -> dict[str, str]:
-        if decode is None:
-            return {}
-        whole = self._ids(chunk.shard, part.row)
-        return {"text": decode(chunk.shard, whole[part.start : part.stop])}
+    def _losses(self, step: SeenStep, told: list[dict[str, Any]]) -> dict[str, Any]:
+        """Adds the losses to what is told of the chunks; which checkpoint they are by, and the mean of all."""
+        (path, found), every = self.token_losses.of(step), list[float | None]()
+        for chunk, plain, losses in zip(step.chunks, told, found, strict=True):
+            for part, document, of_part in zip(chunk.documents, plain["documents"], losses.parts, strict=True):
+                ids = self._ids(chunk.shard, self._extent(chunk, part))
+                document |= {"loss": mean_loss(of_part), "losses": of_part, "ids": ids}
+                document["pieces"] = list(pieces(ids, of_part, self.decode))
+                every += of_part
+        return {"checkpoint": {"path": str(path), "step": step_of(path)}, "checkpoint_loss": mean_loss(every)}
 
-    def _ids(self, shard: int, row: int) -> range:
-        return self.trace.provenance.ids(shard, row - self.trace.replay.index.shards[shard].first_row)
+    def _extent(self, chunk: SeenChunk, part: Part) -> range:
+        """Where the part's ids are in the chunk's shard."""
+        first_row = self.trace.replay.index.shards[chunk.shard].first_row
+        return self.trace.provenance.ids(chunk.shard, part.row - first_row)[part.start : part.stop]
 
-    def _whole(self, row: Row) -> tuple[int, range]:
-        shard = self.trace.rows.shard_row(*row).shard
-        return shard, self._ids(shard, row[1])
+    def _ids(self, shard: int, ids: range) -> list[int]:
+        found: list[int] = self.tokens(shard)[ids.start : ids.stop].tolist()
+        return found
 
-    def _decoder(self) -> "Decode":
+    def _text(self, shard: int, ids: range) -> dict[str, str]:
+        return {"text": self.decode(self._ids(shard, ids))} if self.options.text else {}
+
+    @cached_property
+    def tokens(self) -> Callable[[int], npt.NDArray[np.unsignedinteger]]:
+        """The ids of a shard."""
+        return lru_cache(maxsize=16)(partial(open_tokens, self.trace.replay.tokens, self.trace.replay.index))
+
+    @cached_property
+    def token_losses(self) -> TokenLosses:
+        """By the models of the run."""
+        return TokenLosses(self.trace.replay)
+
+    @cached_property
+    def decode(self) -> Decode:
+        """The text of some ids."""
         from tokenizers import Tokenizer
 
-        replay = self.trace.replay
-        tokenizer = Tokenizer.from_file(str(replay.tokens / TOKENIZER_NAME))
-
-        def decode(shard: int, ids: range) -> str:
-            found = open_tokens(replay.tokens, replay.index, shard)[ids.start : ids.stop].tolist()
-            text: str = tokenizer.decode(found, skip_special_tokens=False)
-            return text
-
-        return decode
+        tokenizer = Tokenizer.from_file(str(self.trace.replay.tokens / TOKENIZER_NAME))
+        return partial(tokenizer.decode, skip_special_tokens=False)
 
     def _print(self, told: list[dict[str, Any]], lines: Callable[[dict[str, Any]], Iterator[str]]) -> None:
         for document in told:
@@ -142,9 +170,6 @@ class Teller:
                 print("\n".join(lines(document)))
         if not self.options.as_json:
             print(*problem_lines(told), sep="\n", end="")
-
-
-Decode = Callable[[int, range], str]
 
 
 def _parts(chunks: Iterable[SeenChunk]) -> Iterator[Part]:
@@ -168,7 +193,8 @@ def parse_steps(steps: str) -> range:
     Raises: ConfigError if it is not a step or a range of them.
     """
     first, dots, last = steps.partition("..")
-    numbers = [first, last] if dots else [first, first]
-    if not all(number.isascii() and number.isdecimal() for number in numbers) or int(numbers[0]) > int(numbers[1]):
-        raise ConfigError(f"--step is '{safe_text(steps)}': a step or a range of them is wanted, as in 17 or 17..20")
-    return range(int(numbers[0]), int(numbers[1]) + 1)
+    start, end = number_of(first), number_of(last if dots else first)
+    if start is None or end is None or start > end:
+        shown = safe_text(steps[:60])
+        raise ConfigError(f"--step is '{shown}': a step or a range of them is wanted, as in 17 or 17..20")
+    return range(start, end + 1)
