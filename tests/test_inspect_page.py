@@ -134,6 +134,11 @@ def test_search_finds_every_place_across_tokens_by_keyboard(browser, page_path, 
         visit.page.keyboard.press("Enter")
         assert visit.page.locator("#matches").inner_text() == f"1 of {wanted} found"
         assert visit.page.locator(".found.current").is_visible()
+        visit.page.keyboard.press("Shift+Enter")
+        assert visit.page.locator("#matches").inner_text() == f"{wanted} of {wanted} found"
+        visit.page.locator("#query").fill(word)
+        visit.page.keyboard.press("Shift+Enter")  # back from nowhere is the last
+        assert visit.page.locator("#matches").inner_text() == f"{wanted} of {wanted} found"
         visit.page.keyboard.press("Escape")
         assert visit.page.locator(".found").count() == 0
         number = visit.page.locator(".tokens i").first.get_attribute("title")
@@ -143,6 +148,20 @@ def test_search_finds_every_place_across_tokens_by_keyboard(browser, page_path, 
         visit.page.locator("#query").fill("no such text \u00e9")
         assert visit.page.locator("#matches").inner_text() == "0 found in 0 of these chunks"
         assert visit.misdeeds == []
+
+
+def test_text_runs_in_its_own_direction_and_its_spaces_are_kept(browser, tmp_path, tokenizer_path):
+    arabic = "\u0627\u0644\u0633\u0644\u0627\u0645 \u0639\u0644\u064a\u0643\u0645"
+    write_parquet(tmp_path / "in/a.parquet", [arabic, "one two", "a" + " " * 12 + "b"])
+    build(str(tmp_path / "in"), tmp_path / "out", BuildSettings(64), TokenizerSettings(str(tokenizer_path)))
+    assert main(["inspect", str(tmp_path / "out"), "--html", str(tmp_path / "page.html")]) == 0
+    with opened(browser, tmp_path / "page.html") as visit:
+        for place, runs_right in ((0, False), (1, True)):
+            tokens = visit.page.locator(".tokens").nth(place).locator("i:not(.part):not(.end)").all()
+            first, last = (token.bounding_box()["x"] for token in (tokens[0], tokens[-1]))
+            assert (first < last) == runs_right
+        spaces = visit.page.locator("td .code", has_text="  ").first
+        assert spaces.evaluate("cell => getComputedStyle(cell).whiteSpaceCollapse") == "preserve"
 
 
 def names_of(payloads):
