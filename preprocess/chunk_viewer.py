@@ -11,12 +11,13 @@ from shared.page import Html, element, joined
 MOST_TEXT = 300  # characters of one name, url or token
 
 
-def viewer(found: Inspection, chunks: Sequence[Chunk], most_ids: int) -> Html:
-    """Chunks to be read token by token and searched, as far as they have `most_ids` ids together."""
+def viewer(found: Inspection, chunks: Sequence[Chunk], most_ids: int, asked: int | None) -> Html:
+    """Chunks, `asked` and drawn ones, to be read token by token and searched, as far as they have `most_ids` ids."""
     if not chunks:
         return element("p", "No chunk can be read here.")
+    how = f"drawn with seed {found.seed}" if asked is None else f"{asked:,} and others drawn with seed {found.seed}"
     said = (
-        f"{len(chunks):,} of {found.totals['num_chunks']:,} chunks, drawn with seed {found.seed}. Point at a token, or "
+        f"{len(chunks):,} of {found.totals['num_chunks']:,} chunks, {how}. Point at a token, or "
         "go to a text with Tab and through its tokens with the arrow keys, to see its id."
     )
     search = element(

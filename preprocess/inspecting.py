@@ -69,6 +69,6 @@ def _write_page(options: InspectOptions, found: Inspection) -> None:
 
     assert options.html is not None
     number = options.sample or max(1, min(PAGE_CHUNKS, PAGE_IDS // found.index.chunk_length))
-    text = dataset_page(found, _chunks(options, found, number), PAGE_IDS).encode()
+    text = dataset_page(found, _chunks(options, found, number), PAGE_IDS, options.chunk).encode()
     write_file(options.html, [text])
     print(f"wrote {safe_text(str(options.html))} ({len(text) / 1e3:,.0f} kB): open it in a browser")

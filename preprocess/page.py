@@ -16,13 +16,13 @@ MOST_SHARDS = MOST_SOURCES = 400
 MOST_UNUSED = 1000
 
 
-def dataset_page(found: Inspection, chunks: Sequence[Chunk], most_ids: int) -> str:
-    """The page of a dataset, with `chunks` in it as far as they have `most_ids` ids together."""
+def dataset_page(found: Inspection, chunks: Sequence[Chunk], most_ids: int, asked: int | None = None) -> str:
+    """The page of a dataset, with `chunks` as far as they have `most_ids` ids together; all but `asked` were drawn."""
     sections = [
         Section("dataset", "Dataset", _dataset(found)),
         Section("documents", "Documents", _documents(found)),
         Section("tokens", "Tokens", _tokens(found)),
-        Section("chunks", "Chunks", viewer(found, chunks, most_ids)),
+        Section("chunks", "Chunks", viewer(found, chunks, most_ids, asked)),
         Section("shards", "Shards", _shards(found)),
         Section("inputs", "Inputs", _sources(found)),
     ]
