@@ -110,15 +110,27 @@ def test_a_document_is_told_with_its_steps_whichever_way_it_is_named(made, capsy
     assert f"the word w{row}w" in shown
 
 
+def test_each_of_ten_documents_that_have_a_text_is_told_as_it_is_alone(made, capsys):
+    found = as_json(capsys, "--run", made.run, "--doc", "number 9")
+    assert [document["row"] for document in found] == [9, 90, 91, 92, 93, 95, 96, 97, 98, 99]
+    assert [found[3]] == as_json(capsys, "--run", made.run, "--doc", "a.parquet:92")
+    shown = told(capsys, "--run", made.run, "--doc", "number 9")
+    assert re.findall(r"^document a.parquet:(\d+)", shown, re.MULTILINE) == [str(d["row"]) for d in found]
+
+
 def test_a_document_that_was_kept_apart_is_validated_on_and_never_seen(made, capsys):
     apart = [row for _, row, ids in dataset_rows(made.tokens / "validation") if ids]
     assert apart
-    found = [as_json(capsys, "--run", made.run, "--doc", f"a.parquet:{row}")[0] for row in apart[-2:]]
+    found = [as_json(capsys, "--run", made.run, "--doc", f"a.parquet:{row}")[0] for row in (apart[0], apart[-1])]
     assert {(len(document["sightings"]), document["validation"]["is_kept_apart"]) for document in found} == {(0, True)}
     row = next(document["row"] for document in found if document["validation"]["validated"])
     shown = told(capsys, "--run", made.run, "--doc", f"a.parquet:{row}")
     said = r"no step sees it: it is of the validation split\nvalidated on: \d chunks? of it, which no step sees\n"
     assert re.search(said, shown)
+    (row,) = (document["row"] for document in found if not document["validation"]["validated"])
+    shown = told(capsys, "--run", made.run, "--doc", f"a.parquet:{row}", "--text")
+    assert "no step sees it: it is of the validation split\nnone of it is validated on\n" in shown
+    assert "|" not in shown
     assert "no step sees it: it was left out of the dataset" in told(capsys, "--run", made.run, "--doc", "a.parquet:3")
 
 

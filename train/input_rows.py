@@ -12,7 +12,7 @@ from shared.errors import InputError
 from shared.terminal import safe_text
 
 Row = tuple[str, int]
-MOST_SHOWN = 5
+MOST_FOUND, MOST_SHOWN = 10, 5
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,18 @@ class Asked:
         told = self._ask(["-"], lines) if lines else []
         return {(document["source"], document["row"]): document for document in told}
 
-    def find(self, wanted: str) -> dict[str, Any]:
-        """What is told of the one document with this id, url or piece of text.
+    def find(self, wanted: str) -> list[dict[str, Any]]:
+        """What is told of each document with this id, url or piece of text.
 
-        Raises: InputError if there is none, or more than one.
+        Raises: InputError if there is none, or more than MOST_FOUND.
         """
         found = self._ask([f"--find={wanted}"], "")
-        if len(found) == 1:
-            return found[0]
+        if len(found) <= MOST_FOUND:
+            return found
         shown = ", ".join(f"{document['source']}:{document['row']}" for document in found[:MOST_SHOWN])
-        more = f" and {len(found) - MOST_SHOWN:,} more" if len(found) > MOST_SHOWN else ""
         raise InputError(
             f"'{safe_text(wanted[:60])}' is in {len(found):,} documents: give a longer text, an id, or one of them: "
-            f"{safe_text(shown)}{more}"
+            f"{safe_text(shown)} and {len(found) - MOST_SHOWN:,} more"
         )
 
     def _ask(self, arguments: list[str], lines: str) -> list[dict[str, Any]]:

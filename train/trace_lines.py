@@ -81,7 +81,7 @@ def _summary(document: dict[str, Any]) -> Iterator[str]:
     if validation["reserved"]:
         yield f"held out, but not validated on: {_counted(validation['reserved'], 'chunk')} of it"
     if not validation["validated"] and not validation["reserved"]:
-        yield "not in the validation range"
+        yield "none of it is validated on" if validation["is_kept_apart"] else "not in the validation range"
 
 
 def _counted(count: int, what: str) -> str:
@@ -110,5 +110,5 @@ def _text(part: dict[str, Any]) -> Iterator[str]:
         paint = painter()
         for line in lines_of(part["pieces"]):
             yield "      | " + "".join(paint(text, loss) for text, loss in line)
-    elif "text" in part:
+    elif part.get("text"):
         yield "      | " + "\n      | ".join(map(safe_text, part["text"].replace("\n", "\\n\n").split("\n")))

@@ -38,7 +38,7 @@ class TraceOptions:
     step: str | None = None
     """An optimizer step, or several: 17 or 17..20. One that has not happened is told as it will be."""
     doc: str | None = None
-    """Instead, a document: its id or url, FILE:ROW, or a piece of its text that is in no other."""
+    """Instead, a document: its id or url, FILE:ROW, or a piece of its text that at most ten have."""
     text: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the text that was seen, decoded from its tokens."""
     losses: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -48,7 +48,7 @@ class TraceOptions:
     data: str | None = None
     """The inputs that the dataset was made of (None: as `make tokenize` has it, TOKENS without its "-tokens")."""
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False
-    """For programs: a line for each step, or one for the document."""
+    """For programs: a line for each step or document."""
 
 
 def trace(options: TraceOptions) -> None:
@@ -66,7 +66,7 @@ def trace(options: TraceOptions) -> None:
         teller.tell_steps(parse_steps(options.step))
     else:
         assert options.doc is not None, "one of them is given"
-        teller.tell_document(options.doc)
+        teller.tell_documents(options.doc)
 
 
 @dataclass(frozen=True)
@@ -87,24 +87,23 @@ class Teller:
             told = [self._told_step(step, about) for step in seen]
             self._print(told, step_lines)
 
-    def tell_document(self, wanted: str) -> None:
-        """Print when a document was seen."""
+    def tell_documents(self, wanted: str) -> None:
+        """Print when each of the documents that are meant was seen."""
         row = self._row(wanted)
-        about = self.asked.about([row])[row] if row is not None else self.asked.find(wanted)
-        source, number = row = (about["source"], about["row"])
-        sightings = self.trace.sightings(source, number)
-        place = self.trace.rows.shard_row(source, number)
-        text = self._text(place.shard, self.trace.provenance.ids(*place))
-        replay = self.trace.replay
-        document = {
+        found = self.asked.find(wanted) if row is None else self.asked.about([row]).values()
+        self._print([self._told_document(about) for about in found], document_lines)
+
+    def _told_document(self, about: dict[str, Any]) -> dict[str, Any]:
+        source, row, replay = about["source"], about["row"], self.trace.replay
+        place = self.trace.rows.shard_row(source, row)
+        return {
             **about,
-            **text,
+            **self._text(place.shard, self.trace.provenance.ids(*place)),
             "last_step": replay.records.last_step,
             "total_steps": replay.total_steps,
-            "validation": asdict(held_out(replay, *row)),
-            "sightings": [_told_sighting(sighting) for sighting in sightings],
+            "validation": asdict(held_out(replay, source, row)),
+            "sightings": [_told_sighting(sighting) for sighting in self.trace.sightings(source, row)],
         }
-        self._print([document], document_lines)
 
     def _row(self, wanted: str) -> Row | None:
         """The row that FILE:ROW names, if `wanted` is one of a file of the dataset."""
