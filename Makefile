@@ -16,8 +16,10 @@ NPROC     ?=
 ARGS      ?=
 PROMPT    ?= The
 DEMO      ?= ../argonne-demo
+GPUS      ?= 8
 CHAOS     ?= ..
 KILLS     ?= 50
+JOBS      ?= 2
 
 ifdef PY
 PYTHON := $(PY)
@@ -30,7 +32,7 @@ endif
 TRAIN = $(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor sample trace report test lint check chaos bench clean
+.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor plan sample trace report test lint check chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -74,6 +76,9 @@ doctor: $(READY) ## is all here that a run needs? ten seconds (TOKENS=dir RECIPE
 	@$(PYTHON) -m train doctor $(if $(filter-out file,$(origin TOKENS) )$(wildcard $(TOKENS)),--tokens "$(TOKENS)") \
 		--run "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC)) $(ARGS)
 
+plan: $(READY) ## will it fit, and how long will it take? no GPU needed (RECIPE=name GPUS=n ARGS='--walltime 8:00 --a.b value')
+	@$(PYTHON) -m train plan "$(RECIPE)" --gpus $(GPUS) $(ARGS)
+
 sample: $(READY) ## continue a text with a run's newest checkpoint (RUN=dir PROMPT=text ARGS=...)
 	$(PYTHON) -m train sample "$(RUN)" --prompt "$(PROMPT)" $(ARGS)
 
@@ -83,8 +88,8 @@ trace: $(READY) ## the documents of a step, or the steps of a document (RUN=dir 
 report: $(READY) ## the losses of a run: first, last, and a plot (RUN=dir)
 	$(PYTHON) -m train report "$(RUN)" $(ARGS)
 
-test: $(READY) ## all tests (ARGS=... goes to pytest)
-	$(PYTHON) -m pytest $(ARGS)
+test: $(READY) ## all tests, JOBS files at once (ARGS=... goes to pytest)
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## formatter, linter and strict type checker
 	$(PYTHON) -m ruff format --check .

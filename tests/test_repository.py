@@ -78,6 +78,8 @@ def test_make_without_a_target_helps():
         (["train-fsdp", "TOKENS=t", "NPROC=4"], 'run "t" "../runs/tiny" --recipe "tiny" --nproc 4 --strategy fsdp'),
         (["train-pipeline", "RECIPE=a/b.toml"], '"../runs/b" --recipe "a/b.toml" --strategy pipeline'),
         (["train-fsdp", "ARGS=--stop-step 5"], "--strategy fsdp --stop-step 5"),
+        (["plan"], 'plan "tiny" --gpus 8'),
+        (["plan", "RECIPE=1b", "GPUS=64", "ARGS=--walltime 8:00"], 'plan "1b" --gpus 64 --walltime 8:00'),
         (["trace", "RUN=r", "STEP=3..5", "ARGS=--text"], 'train trace --run "r" --step 3..5 --text'),
         (["trace", "RUN=r", "DOC=a b"], 'train trace --run "r" --doc "a b"'),
         (["chaos"], '-m tests.chaos --data-dir ".." --kills 50'),

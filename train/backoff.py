@@ -16,10 +16,10 @@ from train.collective import rank
 from train.data import Batch
 from train.findings import Findings
 from train.layout import Layout
-from train.memory import needed_bytes
 from train.memory_errors import RankOutOfMemory, Shortage, StepOutOfMemory, is_out_of_memory, shortage_of
 from train.metrics import RunLog
 from train.microbatch import largest, try_out
+from train.peak import dearest
 from train.strategy import Strategy
 
 T = TypeVar("T")
@@ -121,11 +121,10 @@ class Backoff:
 
     def _too_little(self, shortage: Shortage) -> str:
         config = self.strategy.config
-        state, activations = (size / 2**30 for size in needed_bytes(config, self.strategy.layout))
+        _, held = dearest(config, self.strategy.layout)
         return (
             f"{shortage} with a microbatch of {config.microbatch}, the smallest that can be laid out: a rank needs "
-            f"about {state:.3g} GiB for weights, gradients and optimizer state and {activations:.3g} GiB for "
-            "activations: use more ranks, a smaller model, a shorter data.sequence_length or "
+            f"about {held}: use more ranks, a smaller model, a shorter data.sequence_length or "
             "training.activation_checkpointing full"
         )
 

@@ -19,6 +19,7 @@ from train.config import RunConfig, load_recipe
 from train.console import Output, console
 from train.loggers import Logger
 from train.outlook import Outlook
+from train.plan_command import plan
 from train.preflight import prepare
 from train.request import RunRequest
 from train.sample import Sampling
@@ -248,6 +249,7 @@ COMMANDS: dict[str, Command] = {
     "status": status,
     "trace": trace,
     "layouts": layouts,
+    "plan": plan,
     "doctor": doctor,
 }
 

@@ -131,7 +131,14 @@ def _train(
     )
     where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
     reads = told_at_start(request.tokens, strategy.config, strategy.layout, progress.cursor)
-    log.event("start", **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}), reads=reads)
+    log.event(
+        "start",
+        ranks=dist.get_world_size(),
+        **where,
+        **strategy.facts(),
+        **({"restarts": restarts()} if restarts() else {}),
+        reads=reads,
+    )
     if found := backoff.findings.found.told():
         log.event("microbatch", chosen=strategy.config.microbatch, **found)
     if changed:
