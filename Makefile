@@ -60,7 +60,7 @@ tokenize: $(READY) ## text -> token dataset (DATA=dir TOKENS=dir TOKENIZER=file 
 pack: $(READY) ## chunks that respect documents, beside the plain stream (TOKENS=dir LENGTH=n METHOD=best-fit|whole)
 	$(PYTHON) -m preprocess pack "$(TOKENS)" --length $(LENGTH) --method $(METHOD) $(ARGS)
 
-inspect: $(READY) ## what a dataset holds, or one chunk of it (TOKENS=dir CHUNK=n ARGS=--json)
+inspect: $(READY) ## what a dataset holds, or one chunk of it (TOKENS=dir CHUNK=n ARGS='--html page.html')
 	$(PYTHON) -m preprocess inspect "$(TOKENS)" $(if $(CHUNK),--chunk $(CHUNK)) $(ARGS)
 
 verify: $(READY) ## read a dataset against its checksums (TOKENS=dir)

@@ -115,14 +115,11 @@ def tokenizer_report(argv: Sequence[str]) -> None:
 
 
 def inspect(argv: Sequence[str]) -> None:
-    """What a dataset holds, or one chunk of it."""
+    """What a dataset holds, or some chunks of it."""
     options = _parse("inspect", InspectOptions, argv)
-    from preprocess import report
+    from preprocess.inspecting import inspect
 
-    if options.chunk is None:
-        report.inspect(options.tokens, as_json=options.as_json)
-    else:
-        report.inspect_chunk(options.tokens, options.chunk, as_json=options.as_json)
+    inspect(options)
 
 
 def documents(argv: Sequence[str]) -> None:
