@@ -133,8 +133,8 @@ def _train(
     reads = told_at_start(request.tokens, strategy.config, strategy.layout, progress.cursor)
     log.event(
         "start",
-        ranks=dist.get_world_size(),
         **where,
+        ranks=dist.get_world_size(),
         **strategy.facts(),
         **({"restarts": restarts()} if restarts() else {}),
         reads=reads,
