@@ -8,14 +8,18 @@ VOCAB_SIZE ?=
 LENGTH    ?= $(CHUNK_LENGTH)
 METHOD    ?= best-fit
 CHUNK     ?=
+STEP      ?=
+DOC       ?=
 RECIPE    ?= tiny
 RUN       ?= ../runs/$(basename $(notdir $(RECIPE)))
 NPROC     ?=
 ARGS      ?=
 PROMPT    ?= The
 DEMO      ?= ../argonne-demo
+GPUS      ?= 4
 CHAOS     ?= ..
 KILLS     ?= 50
+JOBS      ?= 2
 
 ifdef PY
 PYTHON := $(PY)
@@ -28,7 +32,7 @@ endif
 TRAIN = $(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor sample report test lint check chaos bench clean
+.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor plan sample trace report test lint check chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -56,7 +60,7 @@ tokenize: $(READY) ## text -> token dataset (DATA=dir TOKENS=dir TOKENIZER=file 
 pack: $(READY) ## chunks that respect documents, beside the plain stream (TOKENS=dir LENGTH=n METHOD=best-fit|whole)
 	$(PYTHON) -m preprocess pack "$(TOKENS)" --length $(LENGTH) --method $(METHOD) $(ARGS)
 
-inspect: $(READY) ## what a dataset holds, or one chunk of it (TOKENS=dir CHUNK=n ARGS=--json)
+inspect: $(READY) ## what a dataset holds, or one chunk of it (TOKENS=dir CHUNK=n ARGS='--html page.html')
 	$(PYTHON) -m preprocess inspect "$(TOKENS)" $(if $(CHUNK),--chunk $(CHUNK)) $(ARGS)
 
 verify: $(READY) ## read a dataset against its checksums (TOKENS=dir)
@@ -72,14 +76,20 @@ doctor: $(READY) ## is all here that a run needs? ten seconds (TOKENS=dir RECIPE
 	@$(PYTHON) -m train doctor $(if $(filter-out file,$(origin TOKENS) )$(wildcard $(TOKENS)),--tokens "$(TOKENS)") \
 		--run "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC)) $(ARGS)
 
+plan: $(READY) ## will it fit, and how long will it take? no GPU needed (RECIPE=name GPUS=n ARGS='--walltime 8:00 --a.b value')
+	@$(PYTHON) -m train plan "$(RECIPE)" --gpus $(GPUS) $(ARGS)
+
 sample: $(READY) ## continue a text with a run's newest checkpoint (RUN=dir PROMPT=text ARGS=...)
 	$(PYTHON) -m train sample "$(RUN)" --prompt "$(PROMPT)" $(ARGS)
+
+trace: $(READY) ## the documents of a step, or the steps of a document (RUN=dir STEP=n|a..b DOC=url|id|text ARGS=--text)
+	@$(PYTHON) -m train trace --run "$(RUN)" $(if $(STEP),--step $(STEP)) $(if $(DOC),--doc "$(DOC)") $(ARGS)
 
 report: $(READY) ## what a run did, alive or dead: a few lines, and RUN/report.html (RUN=dir ARGS=--json)
 	$(PYTHON) -m train report "$(RUN)" $(ARGS)
 
-test: $(READY) ## all tests (ARGS=... goes to pytest)
-	$(PYTHON) -m pytest $(ARGS)
+test: $(READY) ## all tests, JOBS files at once (ARGS=... goes to pytest)
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## formatter, linter and strict type checker
 	$(PYTHON) -m ruff format --check .

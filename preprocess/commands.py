@@ -18,6 +18,7 @@ from preprocess.config import (
 )
 from preprocess.options import (
     REPORT_BYTES,
+    DocumentsOptions,
     DuplicatesOptions,
     FinishOptions,
     InspectOptions,
@@ -114,14 +115,21 @@ def tokenizer_report(argv: Sequence[str]) -> None:
 
 
 def inspect(argv: Sequence[str]) -> None:
-    """What a dataset holds, or one chunk of it."""
+    """What a dataset holds, or some chunks of it."""
     options = _parse("inspect", InspectOptions, argv)
-    from preprocess import report
+    from preprocess.inspecting import inspect
 
-    if options.chunk is None:
-        report.inspect(options.tokens, as_json=options.as_json)
-    else:
-        report.inspect_chunk(options.tokens, options.chunk, as_json=options.as_json)
+    inspect(options)
+
+
+def documents(argv: Sequence[str]) -> None:
+    """Input rows of a dataset: id, url and date, found by either or by a piece of text."""
+    options = _parse("documents", DocumentsOptions, argv)
+    from preprocess.documents import tell
+
+    if (options.find is None) == (not options.rows):
+        raise ConfigError("either FILE:ROW or --find is wanted: see python -m preprocess documents --help")
+    tell(options.tokens, options.data, options.rows, options.find)
 
 
 def verify(argv: Sequence[str]) -> None:
@@ -152,6 +160,7 @@ COMMANDS = {
     "tokenizer": tokenizer,
     "tokenizer-report": tokenizer_report,
     "inspect": inspect,
+    "documents": documents,
     "verify": verify,
     "sample-corpus": sample_corpus,
 }

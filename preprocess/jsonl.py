@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Event
+from typing import Any
 
-from preprocess.batches import Rows, split
-from preprocess.footer import BadFileError, Footer, RowGroup
+from preprocess.batches import BATCH_BYTES, Rows, split
+from preprocess.footer import BadFileError, Footer, RowGroup, unreadable
 from preprocess.jsonblock import are_null, count_rows, each_row, read_block
 from preprocess.jsonline import Kind, LineError, kind_of, stored_text
 from preprocess.lines import Lines, OpenStream, lines_from
@@ -68,6 +69,23 @@ class JsonLines:
                 with _naming_lines(lines, at):
                     rows = read_block(block, column, kinds)
                 yield from split(rows, max_batch_bytes)
+
+    def identity(self, path: Path, /) -> str:
+        """Of the whole file."""
+        try:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(path, error) from None
+
+    def read_columns(self, path: Path, row_groups: range, column: str, names: Sequence[str], /) -> Iterator[Any]:
+        """Every line is read for it, whole."""
+        for _, others in self.read_rows(path, row_groups, column, names, BATCH_BYTES):
+            yield others
+
+    def nearest_group(self, path: Path, row_groups: range, first_row: int, row: int, /) -> tuple[int, int]:  # noqa: ARG002
+        """How many lines a row group has is not known before it is read."""
+        return row_groups.start, first_row
 
 
 def _look_into(path: Path, block: bytes, column: str, others: Sequence[str]) -> float:

@@ -155,9 +155,33 @@ class InspectOptions:
     tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
     """The directory of the token dataset."""
     chunk: int | None = None
-    """Show this chunk (counted over all shards) instead of the whole."""
+    """Show this chunk (counted over all shards) instead of the whole; on a page, before the others."""
+    sample: int | None = None
+    """Show so many chunks drawn at random instead of the whole (on a page None: 12, fewer if they are long)."""
+    seed: int = 0
+    """Which chunks are drawn, and which part of a large dataset is looked at to count ids and documents."""
+    verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Read everything against its checksums, and show for each shard what was found."""
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False
     """Print JSON for programs."""
+    data: str | None = None
+    """The inputs, for urls and dates of documents (None: as `make tokenize` has it, TOKENS without its "-tokens")."""
+    html: Path | None = None
+    """Write a page for a browser to this file: one file that needs no other."""
+
+
+@dataclass(frozen=True)
+class DocumentsOptions:
+    """Tell of documents of a dataset what their input rows say: a line of JSON for each."""
+
+    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
+    """The directory of the token dataset."""
+    rows: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE:ROW")] = ()
+    """Input rows; - reads them from standard input, as this command prints them."""
+    find: str | None = None
+    """Instead, the documents with this id or url, or if none has, those in whose text it stands."""
+    data: str | None = None
+    """The inputs that the dataset was made of (None: as `make tokenize` has it, TOKENS without its "-tokens")."""
 
 
 @dataclass(frozen=True)

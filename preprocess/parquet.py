@@ -16,6 +16,7 @@ from shared.terminal import safe_text
 MAGIC = b"PAR1"
 MIN_SIZE_BYTES = 12  # magic, length of the footer, magic
 MAX_BATCH_ROWS = 1024  # some 4 MB of web text: most passes over a batch find it in a cache
+COLUMN_ROWS = 1 << 14  # where the text is not decoded
 BUFFER_BYTES = 1 << 20  # or a column of a row group is read whole, compressed, before its first row is there
 
 
@@ -58,15 +59,40 @@ class Parquet:
                     row += len(texts)
                 first_row += num_rows
 
+    def identity(self, path: Path, /) -> str:
+        """Of the footer."""
+        return _footer_identity(path)
+
+    def read_columns(self, path: Path, row_groups: range, _column: str, names: Sequence[str], /) -> Iterator[Any]:
+        """The columns of the types that they are stored in."""
+        with _open(path) as file:
+            for group in row_groups:
+                for batch in _stored(path, file, group, names, COLUMN_ROWS):
+                    yield _others(path, group, batch, names)
+
+    def nearest_group(self, path: Path, row_groups: range, first_row: int, row: int, /) -> tuple[int, int]:
+        """The footer says it."""
+        with _open(path) as file:
+            for group in row_groups:
+                end = first_row + file.metadata.row_group(group).num_rows
+                if row < end:
+                    return group, first_row
+                first_row = end
+        raise AssertionError(f"row {row} is in row groups {row_groups}")
+
 
 def _batches(
     path: Path, file: Any, group: int, column: str, others: Sequence[str], batch_rows: int
 ) -> Iterator[tuple[Any, Any]]:
     """The texts of one row group, and all columns of the same rows as they are stored."""
-    columns = list(dict.fromkeys([column, *others]))
+    for batch in _stored(path, file, group, list(dict.fromkeys([column, *others])), batch_rows):
+        yield batch.column(column).cast(pa.large_string()), batch
+
+
+def _stored(path: Path, file: Any, group: int, columns: Sequence[str], batch_rows: int) -> Iterator[Any]:
+    """Columns of one row group as they are stored."""
     try:
-        for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False):
-            yield batch.column(column).cast(pa.large_string()), batch
+        yield from file.iter_batches(batch_rows, row_groups=[group], columns=list(columns), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         reason = safe_text(str(error).splitlines()[0])
         raise BadFileError(path, f"row group {group} cannot be read ({reason})", DAMAGED, ": ") from None

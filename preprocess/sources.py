@@ -26,10 +26,13 @@ __all__ = [
     "Footer",
     "RowGroup",
     "Rows",
+    "file_identity",
     "find_sources",
     "has_column",
     "has_footer",
     "natural_key",
+    "nearest_group",
+    "read_columns",
     "read_footer",
     "read_rows",
     "read_texts",
@@ -52,6 +55,15 @@ class Reader(Protocol):
         self, path: Path, row_groups: range, column: str, others: Sequence[str], max_batch_bytes: int, /
     ) -> Iterator[Rows]:
         """As `read_rows`."""
+
+    def identity(self, path: Path, /) -> str:
+        """As `file_identity`."""
+
+    def read_columns(self, path: Path, row_groups: range, column: str, names: Sequence[str], /) -> Iterator[Any]:
+        """As `read_columns`."""
+
+    def nearest_group(self, path: Path, row_groups: range, first_row: int, row: int, /) -> tuple[int, int]:
+        """As `nearest_group`."""
 
 
 READERS: dict[str, Reader] = {".parquet": Parquet(), ".jsonl": JsonLines(Plain), ".jsonl.zst": JsonLines(Zstd)}
@@ -159,6 +171,30 @@ def read_texts(path: Path, row_groups: range, column: str, max_batch_bytes: int 
     """The texts of `read_rows` alone: large_string arrays of valid UTF-8, in which a null stays a null."""
     for texts, _ in read_rows(path, row_groups, column, (), max_batch_bytes):
         yield texts
+
+
+def file_identity(path: Path) -> str:
+    """What `Footer.identity` was if the file is as it was.
+
+    Raises: BadFileError if it cannot be read.
+    """
+    return _reader(path).identity(path)
+
+
+def read_columns(path: Path, row_groups: range, column: str, names: Sequence[str]) -> Iterator[Any]:
+    """The record batches of `read_rows` without the text, which of parquet is not decoded for it.
+
+    Raises: BadFileError as `read_rows`.
+    """
+    return _reader(path).read_columns(path, row_groups, column, names)
+
+
+def nearest_group(path: Path, row_groups: range, first_row: int, row: int) -> tuple[int, int]:
+    """The last of `row_groups`, of which the first begins at `first_row`, known to begin at `row` or before, and where.
+
+    JSON lines do not say where theirs begin: there it is the first.
+    """
+    return _reader(path).nearest_group(path, row_groups, first_row, row)
 
 
 def _reader(path: Path) -> Reader:

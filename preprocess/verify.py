@@ -2,12 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,13 @@ from shared.terminal import safe_text
 BLOCK = 1 << 24  # ids looked at in one go
 
 
+class Problem(NamedTuple):
+    """What is wrong with a dataset: with one of its shards, or (None) with something else of it."""
+
+    text: str
+    shard: int | None = None
+
+
 def verify(directory: Path) -> None:
     """Read all of the dataset in `directory`; print one line for each damaged file and one for the whole.
 
@@ -55,8 +62,8 @@ def verify(directory: Path) -> None:
     started_s = time.monotonic()
     index = read_index(directory)
     problems = []
-    for problem in chain(_problems(directory, index), _validation_problems(directory / VALIDATION_NAME)):
-        print(safe_text(problem), flush=True)
+    for problem in chain(find_problems(directory, index), _validation_problems(directory / VALIDATION_NAME)):
+        print(safe_text(problem.text), flush=True)
         problems.append(problem)
     files = [path for place in (directory, directory / VALIDATION_NAME) for path in _files(place)]
     size_bytes, seconds = sum(map(size_of, files)), time.monotonic() - started_s
@@ -76,32 +83,38 @@ def _files(directory: Path) -> list[Path]:
     return [path for place in places for path in listing(place) if path.suffix in (".npy", ".json")]
 
 
-def _validation_problems(directory: Path) -> Iterator[str]:
+def _validation_problems(directory: Path) -> Iterator[Problem]:
     """What is wrong with the texts kept apart, if any are."""
     if exists(directory):
         try:
-            yield from _problems(directory, read_index(directory))
+            yield from find_problems(directory, read_index(directory))
         except FormatError as error:
-            yield str(error)
+            yield Problem(str(error))
 
 
-def _problems(directory: Path, index: Index) -> Iterator[str]:
-    yield from (problems := list(_tokenizer_problems(directory, index)))
+def find_problems(directory: Path, index: Index) -> Iterator[Problem]:
+    """All that is wrong with the dataset in `directory`, as it is found: everything is read, the packings too."""
+    yield from (problems := list(map(Problem, _tokenizer_problems(directory, index))))
     lengths = None if problems else _byte_lengths(directory, index)
     for shard in range(len(index.shards)):
         for check in (partial(_token_problems, lengths), _document_problems, _receipt_problems):
-            try:
-                yield from check(directory, index, shard)
-            except FormatError as error:
-                yield str(error)
+            yield from (Problem(text, shard) for text in _told(check(directory, index, shard)))
     if exists(directory / SEAL_NAME):
         try:
             open_list(directory)
         except FormatError as error:
-            yield str(error)
+            yield Problem(str(error))
     for name in packing_names(directory):
         if name.is_finished:
-            yield from _packing_problems(name, index)
+            yield from map(Problem, _packing_problems(name, index))
+
+
+def _told(problems: Iterable[str]) -> Iterator[str]:
+    """The problems, and behind them what kept more from being looked for."""
+    try:
+        yield from problems
+    except FormatError as error:
+        yield str(error)
 
 
 def _tokenizer_problems(directory: Path, index: Index) -> Iterator[str]:
@@ -183,10 +196,7 @@ def _packing_problems(name: PackingName, index: Index) -> Iterator[str]:
         yield str(error)
         return
     for shard in range(len(index.shards)):
-        try:
-            yield from _packed_problems(name, packing, index, shard)
-        except FormatError as error:
-            yield str(error)
+        yield from _told(_packed_problems(name, packing, index, shard))
 
 
 def _packed_problems(name: PackingName, packing: Packing, index: Index, shard: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ for any other chunk length: the arithmetic is the same, and it pads in memory.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from shared.directories import exists, is_directory
 from shared.errors import ConfigError, FormatError
 from shared.records import GoldenVector, Selection, Shard, SkippedSource, Source, TokenizerIdentity
 from shared.storage import SEAL, read_sealed, write_large_sealed
+from shared.terminal import safe_text
 
 __all__ = ["GoldenVector", "Selection", "Shard", "SkippedSource", "Source", "TokenizerIdentity"]  # of `Index`
 
@@ -165,13 +166,26 @@ def _index(document: dict[str, Any], path: str) -> Index:
     Raises: ConfigError if it is not one.
     """
     if document["version"] == 1:
-        return replace(structure(document, Index, path), version=VERSION)
-    index = structure({**document, "sources": [], "shards": []}, Index, path)
-    return replace(
-        index,
-        sources=from_columns(Source, document.get("sources"), f"{path}: sources"),
-        shards=from_columns(Shard, document.get("shards"), f"{path}: shards"),
-    )
+        index = replace(structure(document, Index, path), version=VERSION)
+    else:
+        index = structure({**document, "sources": [], "shards": []}, Index, path)
+        index = replace(
+            index,
+            sources=from_columns(Source, document.get("sources"), f"{path}: sources"),
+            shards=from_columns(Shard, document.get("shards"), f"{path}: shards"),
+        )
+    _check_paths([*to_columns(Source, index.sources)["path"], *(source.path for source in index.skipped)], path)
+    return index
+
+
+def _check_paths(paths: Sequence[str], where: str) -> None:
+    """Nothing, if all paths of input files stay within the directory that they are relative to.
+
+    Raises: ConfigError if one does not.
+    """
+    for path in paths:
+        if not path or path.startswith("/") or "\0" in path or (".." in path and ".." in PurePosixPath(path).parts):
+            raise ConfigError(f"{where}: sources: {safe_text(repr(path))} is no path within a directory")
 
 
 def _no_index(directory: Path) -> str:

@@ -17,6 +17,12 @@ def has_shared_data() -> bool:
     return SHARED_DATA.is_dir() and os.environ.get("ARGONNE_NO_SHARED_DATA") != "1"
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that two workers end together."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """A cache directory of this test run: nothing of the user's is read or written."""

@@ -30,6 +30,27 @@ def write_parquet(path: Path, texts: Sequence[str | None], *, rows_per_group: in
     return path
 
 
+def named_rows(start: int, count: int) -> list[dict]:
+    """Rows that say in every column which they are; some have no text, and one url is hostile."""
+    return [
+        {
+            "id": f"<urn:{i}>",
+            "text": None if i % 7 == 3 else f"document number {i} says the word w{i}w",
+            "url": f"https://example.org/{i}" if i != 5 else "https://example.org/\x1b[2J\u202e",
+            "date": f"2025-06-{1 + i % 28:02d}",
+        }
+        for i in range(start, start + count)
+    ]
+
+
+def write_named(path: Path, rows: Sequence[dict], rows_per_group: int) -> None:
+    """A parquet file of such rows."""
+    table = pa.table(
+        {name: pa.array([row[name] for row in rows], pa.string()) for name in ("text", "id", "url", "date")}
+    )
+    pq.write_table(table, path, row_group_size=rows_per_group)
+
+
 def zstd(data: bytes, **options) -> bytes:
     """One zstd frame of `data`."""
     return zstandard.ZstdCompressor(**options).compress(data)

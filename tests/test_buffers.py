@@ -26,7 +26,9 @@ def test_memory_is_used_again_once_nothing_refers_to_it():
     assert {widen(ids(number)).data_ptr() for number in range(10)} == {place}
 
 
-@pytest.mark.parametrize("kept", [lambda wide: wide, lambda wide: wide[:, 1:], lambda wide: wide.numpy()[0]], ids=str)
+@pytest.mark.parametrize(
+    "kept", [lambda wide: wide, lambda wide: wide[:, 1:], lambda wide: wide.numpy()[0]], ids=["whole", "view", "numpy"]
+)
 def test_what_is_still_referred_to_does_not_change(kept):
     widen = Widening(torch.device("cpu"))
     held = [kept(widen(ids(10 * number))) for number in range(2 * MOST)]

@@ -57,7 +57,7 @@ def test_a_run_whose_steps_and_saves_stay_within_what_they_took_ends_in_time(see
         return least + (most - least) * torch.rand((), generator=draw).item()
 
     step_s, save_s = drawn(0.1, 30.0), drawn(1.0, 200.0)
-    deadline, told, now_s, steps = Deadline(20_000.0, 30.0, "--deadline"), Pace(guessed_save_s(10**9)), 0.0, 0
+    deadline, told, now_s, steps = Deadline(20_000.0, 30.0, "--deadline"), Pace(guessed_save_s(12 * 10**9)), 0.0, 0
     while not deadline.is_last_moment(now_s, told):
         took_s = step_s * drawn(0.9, 1.1)
         now_s, steps = now_s + took_s, steps + 1

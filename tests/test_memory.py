@@ -1,72 +1,25 @@
 import pytest
 import torch
 
-from tests.train_helpers import architecture, recipe, some_ids
+from tests.train_helpers import recipe, some_ids
 from train.building import build_model
 from train.counting import Kept
-from train.layout import block_parameters, lay_out, num_parameters
+from train.layout import block_parameters, lay_out
 from train.memory import (
-    BYTES_PER_PARAMETER,
     activation_bytes,
     block_activation_bytes,
     head_activation_bytes,
     most_layers,
     rotary_bytes,
-    stage_bytes,
+    saved_bytes,
     state_bytes,
 )
-from train.model import Part
+from train.model import ArgonneModel, Part
+from train.optim import build_optimizer, create_state
 from train.strategy import precision_context
 
 CPU = torch.device("cpu")
 WIDE = {"model__hidden_size": 64, "model__intermediate_size": 160, "data__sequence_length": 48}
-
-
-def bytes_of(world_size=1, **changes):
-    config = recipe(**changes)
-    return stage_bytes(config, lay_out(config, world_size))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model__hidden_size": 64},
-        {"model__num_hidden_layers": 3},
-        {"model__vocab_size": 128},
-        {"model__intermediate_size": 64},
-        {"model__tie_word_embeddings": False},
-        {"data__sequence_length": 32},
-        {"training__microbatch": 4},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("strategy", ["fsdp", "pipeline"])
-def test_whatever_is_larger_takes_more_memory(strategy, changes):
-    assert sum(bytes_of(strategy=strategy, **changes)) > sum(bytes_of(strategy=strategy))
-
-
-def test_a_rank_holds_its_share_of_the_weights_and_all_of_its_logits():
-    weights = num_parameters(architecture()) * BYTES_PER_PARAMETER
-    logits = 2 * 16 * 64 * 4
-    assert bytes_of(1) == [weights + logits]
-    assert bytes_of(2) == [weights // 2 + logits]
-
-
-def test_copies_of_the_weights_do_not_make_a_rank_hold_less():
-    assert bytes_of(4, training__microbatch=1, fsdp__shard_size=2) == bytes_of(2, training__microbatch=1)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_stages_hold_the_matrices_of_their_layers(tied):
-    sizes = bytes_of(2, strategy="pipeline", model__tie_word_embeddings=tied)
-    block, embedding = block_parameters(architecture()), 64 * 32  # a tied head has a copy of its own here
-    assert sizes == [(block + embedding) * 16, (block + embedding) * 16 + 2 * 16 * 64 * 4]
-
-
-def test_a_sharded_pipeline_holds_a_share_of_each_stage():
-    changes = {"strategy": "pipeline", "pipeline__stages": 2, "training__microbatch": 1}
-    copies, shards = bytes_of(4, **changes), bytes_of(4, **changes, pipeline__data_parallel="sharded")
-    assert shards[0] == copies[0] // 2
 
 
 # activations
@@ -145,3 +98,16 @@ def test_a_longer_stride_holds_more():
     assert held(1) < held(2) < held(4)
     difference = block_activation_bytes(recipe(), "none") - block_activation_bytes(recipe(), "full")
     assert held(2) - held(1) == 2 * difference
+
+
+# a checkpoint
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer__name": "muon"}, {"model__tie_word_embeddings": False}], ids=str)
+def test_a_checkpoint_is_as_large_as_weights_and_optimizer_state(changes):
+    config = recipe(**changes)
+    model = ArgonneModel(config.model)
+    optimizer = build_optimizer(config.optimizer, model)
+    create_state(optimizer)
+    state = [value for values in optimizer.state.values() for value in values.values() if value.ndim > 0]
+    assert saved_bytes(config) == sum(tensor.nbytes for tensor in (*model.parameters(), *state))

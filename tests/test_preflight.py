@@ -209,7 +209,7 @@ def test_a_tokenizer_that_did_not_make_the_dataset_is_told(tokens, run, text, fo
         ({"stop_step": 0}, "stop-step 0 is too small: at least 1 is wanted"),
         (
             {"model__hidden_size": 400_000, "model__num_hidden_layers": 100},
-            r"weights, gradients, optimizer state and logits take [\d.]+ GiB, .* has [\d.]+ GiB: use more ranks",
+            r"a step in the smallest microbatch takes [\d.e+]+ GiB \(weights .*\), .* has [\d.]+ GiB: use more ranks",
         ),
     ],
     ids=str,

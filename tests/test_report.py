@@ -13,9 +13,9 @@ import pytest
 
 from preprocess.__main__ import main
 from preprocess.build import build
+from preprocess.chunks import read_chunk
 from preprocess.config import BuildSettings, PackSettings, TokenizerSettings
 from preprocess.pack import pack
-from preprocess.report import read_chunk
 from preprocess.verify import verify
 from shared.arrays import write_array
 from shared.errors import ConfigError

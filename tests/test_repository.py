@@ -42,6 +42,14 @@ def test_every_test_file_that_the_readme_names_exists():
         assert (REPOSITORY / name).is_file(), name
 
 
+def test_every_picture_in_the_readme_is_here_and_small():
+    pictures = re.findall(r'<img src="([^"]+)"|!\[[^]]*\]\(([^)]+)\)', README)
+    assert pictures
+    for path in map("".join, pictures):
+        assert path in tracked()
+        assert (REPOSITORY / path).stat().st_size < 150_000, path
+
+
 def test_make_help_lists_every_target():
     targets = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
     assert [line.split()[0] for line in make("help").splitlines()] == targets
@@ -61,6 +69,7 @@ def test_make_without_a_target_helps():
         (["tokenize", "DATA=x/*.jsonl.zst"], '"x/*.jsonl.zst" "x-tokens"'),
         (["tokenize", "TOKENIZER=t.json", "VOCAB_SIZE=512"], '--tokenizer "t.json" --vocab-size 512'),
         (["inspect", "TOKENS=t", "CHUNK=7", "ARGS=--json"], 'inspect "t" --chunk 7 --json'),
+        (["inspect", "TOKENS=t", "ARGS=--html page.html"], 'inspect "t" --html page.html'),
         (["pack", "TOKENS=t"], 'pack "t" --length 2048 --method best-fit'),
         (
             ["pack", "TOKENS=t", "LENGTH=64", "METHOD=whole", "ARGS=--workers 1"],
@@ -69,6 +78,10 @@ def test_make_without_a_target_helps():
         (["train-fsdp", "TOKENS=t", "NPROC=4"], 'run "t" "../runs/tiny" --recipe "tiny" --nproc 4 --strategy fsdp'),
         (["train-pipeline", "RECIPE=a/b.toml"], '"../runs/b" --recipe "a/b.toml" --strategy pipeline'),
         (["train-fsdp", "ARGS=--stop-step 5"], "--strategy fsdp --stop-step 5"),
+        (["plan"], 'plan "tiny" --gpus 4'),
+        (["plan", "RECIPE=1b", "GPUS=64", "ARGS=--walltime 8:00"], 'plan "1b" --gpus 64 --walltime 8:00'),
+        (["trace", "RUN=r", "STEP=3..5", "ARGS=--text"], 'train trace --run "r" --step 3..5 --text'),
+        (["trace", "RUN=r", "DOC=a b"], 'train trace --run "r" --doc "a b"'),
         (["chaos"], '-m tests.chaos --data-dir ".." --kills 50'),
         (["chaos", "CHAOS=d", "KILLS=5", "ARGS=--only bits"], '--data-dir "d" --kills 5 --only bits'),
     ],

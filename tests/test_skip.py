@@ -7,7 +7,6 @@ import pytest
 from preprocess.__main__ import main
 from preprocess.build import build
 from preprocess.config import BuildSettings, Execution, TokenizerSettings, parse_part
-from preprocess.report import inspect
 from shared.errors import ConfigError, FormatError, InputError
 from shared.format import SkippedSource, read_index
 from shared.storage import read_sealed, write_sealed
@@ -130,12 +129,12 @@ def test_what_was_left_out_changes_what_the_dataset_is(data, tokens, tokenizer_p
 
 
 def test_inspect_shows_what_was_left_out(tokens, capsys):
-    inspect(tokens, as_json=False)
+    main(["inspect", str(tokens)])
     out = capsys.readouterr().out
     assert "2 input files, with 600 rows that were counted" in out
     assert "b.parquet" in out
     assert "row group 1 cannot be read" in out
-    inspect(tokens, as_json=True)
+    main(["inspect", str(tokens), "--json"])
     assert '"skipped": [{"path": "b.parquet", "size_bytes": ' in capsys.readouterr().out
 
 
@@ -144,7 +143,7 @@ def test_a_long_list_of_files_left_out_is_cut(tokens, tmp_path, capsys):
     document = read_sealed(tmp_path / "out/index.json")
     document["skipped"] = [vars(SkippedSource(f"{i}.parquet", i, "is empty")) for i in range(45)]
     write_sealed(tmp_path / "out/index.json", document)
-    inspect(tmp_path / "out", as_json=False)
+    main(["inspect", str(tmp_path / "out")])
     assert "... 5 more (all of them with --json)" in capsys.readouterr().out
 
 

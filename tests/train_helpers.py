@@ -126,19 +126,20 @@ def write_tokens(
         shard_bytes=1 << 20,
         tokenizer=TokenizerIdentity(hashlib.sha256(b"{}").hexdigest(), vocab_size, "<|end|>", end, []),
         sources=[Source("a.parquet", 1000, sum(map(len, rows)), "bb")],
-        shards=[_shard(number, sizes, length, documents[number]) for number, sizes in enumerate(rows)],
+        shards=[_shard(number, rows, length, documents[number]) for number in range(len(rows))],
     )
     write_index(directory, index)
     return read_index(directory)
 
 
-def _shard(number: int, sizes: Sequence[int], length: int, documents_sha256: str) -> Shard:
+def _shard(number: int, rows: Sequence[Sequence[int]], length: int, documents_sha256: str) -> Shard:
+    sizes = rows[number]
     num_tokens = sum(sizes)
     return Shard(
         source=0,
         first_row_group=number,
         num_row_groups=1,
-        first_row=number,
+        first_row=sum(map(len, rows[:number])),
         num_rows=len(sizes),
         num_documents=sum(size > 0 for size in sizes),
         num_null=0,

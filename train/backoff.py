@@ -16,10 +16,10 @@ from train.collective import rank
 from train.data import Batch
 from train.findings import Findings
 from train.layout import Layout
-from train.memory import needed_bytes
 from train.memory_errors import RankOutOfMemory, Shortage, StepOutOfMemory, is_out_of_memory, shortage_of
 from train.metrics import RunLog
 from train.microbatch import largest, try_out
+from train.peak import dearest
 from train.strategy import Strategy
 
 T = TypeVar("T")
@@ -32,6 +32,8 @@ class Backoff:
         self.strategy, self.findings, self.log = strategy, findings, log
         self.step = 0
         """The one that is worked on, 1 being the first; 0 before it."""
+        self.first = 0
+        """The one that a smaller microbatch would be used from."""
         if findings.found.is_eager:
             self._give_up_compiling(findings.found.reason or "")
 
@@ -54,11 +56,12 @@ class Backoff:
 
         Raises: UserError if there is no smaller microbatch. What can not be agreed between ranks, see `restarting`.
         """
-        self.step = step
+        self.step = self.first = step
         return self._insist(lambda: self.strategy.forward_backward(batch))
 
     def evaluate(self, batch: Batch) -> Tensor:
         """See Strategy; as forward_backward."""
+        self.first = self.step + 1
         return self._insist(lambda: self.strategy.evaluate(batch))
 
     @contextmanager
@@ -118,17 +121,16 @@ class Backoff:
 
     def _too_little(self, shortage: Shortage) -> str:
         config = self.strategy.config
-        state, activations = (size / 2**30 for size in needed_bytes(config, self.strategy.layout))
+        _, held = dearest(config, self.strategy.layout)
         return (
             f"{shortage} with a microbatch of {config.microbatch}, the smallest that can be laid out: a rank needs "
-            f"about {state:.3g} GiB for weights, gradients and optimizer state and {activations:.3g} GiB for "
-            "activations: use more ranks, a smaller model, a shorter data.sequence_length or "
+            f"about {held}: use more ranks, a smaller model, a shorter data.sequence_length or "
             "training.activation_checkpointing full"
         )
 
     def _told(self, shortage: Shortage, found: dict[str, Any]) -> dict[str, Any]:
         before = self.strategy.config.microbatch
-        return {"step": self.step, **asdict(shortage), "from": before, "to": found["at_most"]}
+        return {"step": self.step, "first": self.first, **asdict(shortage), "from": before, "to": found["at_most"]}
 
     def _use(self, microbatch: int) -> None:
         config = self.strategy.config

@@ -61,8 +61,8 @@ def newest_manifest(run: Path) -> tuple[Path | None, Mapping[str, Any], str]:
 
 def _dataset(recorded: Recorded, identity: Mapping[str, Any]) -> list[Link]:
     fingerprint = str(identity.get("dataset", ""))
-    starts = [event for event in recorded.events if event["event"] == "start"]
-    named = [event["tokens"] for event in starts if isinstance(event.get("tokens"), str)]
+    told = [section(event, "reads").get("tokens") for event in recorded.events if event["event"] == "start"]
+    named = [tokens for tokens in told if isinstance(tokens, str)]
     index, note = (
         _index(Path(named[-1]), fingerprint) if named else (None, "the run does not tell where its dataset is")
     )

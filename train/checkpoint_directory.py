@@ -8,7 +8,7 @@ replaced-step-00001000       one whose step was saved once more
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -79,6 +79,17 @@ def newest(directory: Path, until: int | None = None) -> tuple[Path | None, dict
     for path in reversed(on_first_rank(partial(checkpoints, directory))):
         if until is not None and step_of(path) > until:
             continue
+        problem = damage(path)
+        if problem is None:
+            return path, problems
+        problems[path] = f"{path} is not used: {problem}"
+    return None, problems
+
+
+def nearest(directory: Path, step: int, damage: Callable[[Path], str | None]) -> tuple[Path | None, dict[Path, str]]:
+    """The valid checkpoint whose step is nearest to `step`, of two the earlier, and what is wrong with nearer ones."""
+    problems: dict[Path, str] = {}
+    for path in sorted(checkpoints(directory), key=lambda path: (abs(step_of(path) - step), step_of(path))):
         problem = damage(path)
         if problem is None:
             return path, problems

@@ -19,6 +19,7 @@ from train.config import RunConfig, load_recipe
 from train.console import Output, console
 from train.loggers import Logger
 from train.outlook import Outlook
+from train.plan_command import plan
 from train.preflight import prepare
 from train.request import RunRequest
 from train.sample import Sampling
@@ -240,8 +241,15 @@ def status(arguments: Sequence[str]) -> None:
     """Tell where the ranks of a run are, alive, hung or dead."""
     from train.status import status as status_of_run
 
-    options = tyro.cli(StatusOptions, args=arguments, prog="python -m train status")
-    print(status_of_run(options.run))
+    print(status_of_run(tyro.cli(StatusOptions, args=arguments, prog="python -m train status").run))
+
+
+def trace(arguments: Sequence[str]) -> None:
+    """Tell which documents a run saw at a step, or at which steps it saw a document."""
+    from train.tracing import TraceOptions
+    from train.tracing import trace as trace_run
+
+    trace_run(tyro.cli(TraceOptions, args=arguments, prog="python -m train trace"))
 
 
 COMMANDS: dict[str, Command] = {
@@ -249,7 +257,9 @@ COMMANDS: dict[str, Command] = {
     "sample": sample,
     "report": report,
     "status": status,
+    "trace": trace,
     "layouts": layouts,
+    "plan": plan,
     "doctor": doctor,
 }
 

@@ -13,6 +13,8 @@ Output = Literal["lines", "quiet", "json"]
 ENDS = ("finished", "stopped")
 FAILURES = ("damaged", "hang", "restart", "save-failed")
 """What a quiet run says nevertheless."""
+UNSAID = ("time", "event", "reads")
+"""What of an event is not for people, or said otherwise."""
 
 
 class Console(Protocol):
@@ -181,5 +183,5 @@ def _clock(seconds: float) -> str:
 
 
 def _told(event: Mapping[str, Any]) -> str:
-    details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))
+    details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in UNSAID)
     return f"{event['event']}: {event.get('problem') or details}"

@@ -1,5 +1,6 @@
 """Counts what a step does, from its own operations: the bytes of its collectives, the bytes that autograd keeps."""
 
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from train.strategy import local
 from train.traffic import Traffic, gathered
 
 FEW = 4
@@ -87,3 +90,45 @@ class _Kept:
     def __del__(self) -> None:
         if self.storage is not None:
             self.keeper.drop(self.storage)
+
+
+class Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of all tensors made inside that are alive: now, and at the peak. What an operation takes inside is not."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+        self._resize = torch.UntypedStorage.resize_
+
+    def __enter__(self) -> Any:
+        def resize(storage: torch.UntypedStorage, size: int) -> Any:
+            resized = self._resize(storage, size)
+            self._note(storage)
+            return resized
+
+        setattr(torch.UntypedStorage, "resize_", resize)  # noqa: B010  fully_shard gives weights back by it
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *exception: Any) -> None:
+        setattr(torch.UntypedStorage, "resize_", self._resize)  # noqa: B010
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let everything pass."""
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
+                self._note(local(tensor).untyped_storage())
+        return made
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:
+            weakref.finalize(storage, self._forget, key).atexit = False
+        self.now += storage.nbytes() - self._sizes.get(key, 0)
+        self._sizes[key] = storage.nbytes()
+        self.peak = max(self.peak, self.now)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)

@@ -10,13 +10,13 @@ SAVE_BYTES_PER_S = 100e6
 """What is supposed as long as no save was measured: less than file systems that models are trained on."""
 
 
-def guessed_save_s(num_parameters: int) -> float:
-    """Seconds that a save may take, from the bytes of weights and two moments in fp32.
+def guessed_save_s(size_bytes: int, bytes_per_s: float = SAVE_BYTES_PER_S) -> float:
+    """Seconds that a save of so many bytes may take, in all from all ranks.
 
-    >>> guessed_save_s(1_000_000_000)
+    >>> guessed_save_s(12_000_000_000)
     130.0
     """
-    return LEAST_SAVE_S + 3 * 4 * num_parameters / SAVE_BYTES_PER_S
+    return LEAST_SAVE_S + size_bytes / bytes_per_s
 
 
 @dataclass

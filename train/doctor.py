@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,13 +19,12 @@ from train.config import RunConfig
 from train.disk import examine_disk
 from train.finding import EXIT_CODES, Finding, finding, worst
 from train.golden import check_tokenizer
-from train.layout import num_parameters
 from train.machine import GIB, address_space_limit, examine_machine, file_size_limit
+from train.memory import most_kept, saved_bytes
 from train.preflight import CHECKPOINTS_NAME, prepare
 from train.request import RunRequest
 from train.smoke import Ranks, Smoke
 
-CHECKPOINT_BYTES = 12  # fp32 weight and two moments of AdamW, for each parameter
 SUMMARY = {
     "ok": "a run can begin",
     "warning": "a run can begin, but look at the warnings",
@@ -128,13 +127,13 @@ def _run(patient: Patient, index: Index | None) -> list[Finding]:
         found.append(finding("run lock", f"names {owner}", warning="it is going on, or was killed: nothing to do then"))
     vocabulary = index.tokenizer.vocab_size if index else config.model.vocab_size or 0
     model = config.model.resolved(vocabulary, 0) if vocabulary else None
-    checkpoint = num_parameters(model) * CHECKPOINT_BYTES if model else 0
+    checkpoint = saved_bytes(replace(config, model=model)) if model else 0
     limit = file_size_limit()
     if limit is not None and limit < checkpoint:
         found.append(
             finding("file size", f"at most {limit:,} bytes", problem=f"`ulimit -f` below {checkpoint:,}: raise it")
         )
-    return [*found, *examine_disk("run disk", patient.run, checkpoint * (config.checkpoint.keep + 1))]
+    return [*found, *examine_disk("run disk", patient.run, checkpoint * most_kept(config))]
 
 
 def _step(smoke: Smoke | str) -> list[Finding]:

@@ -16,14 +16,14 @@ from torch.distributed.pipelining._utils import InferenceMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from train.config import RunConfig
-from train.counting import Counted, Kept
+from train.counting import Allocated, Counted, Kept
 from train.data import Batch
-from train.fsdp import FullyShardedStrategy
 from train.grid import Grid
 from train.layout import Layout
 from train.memory import BYTES_PER_PARAMETER
+from train.optim import build_optimizer, create_state
 from train.pipeline import PipelineStrategy
-from train.strategy import local
+from train.strategy import kind_of_strategy, local
 from train.traffic import Traffic
 
 CPU = torch.device("cpu")
@@ -38,6 +38,8 @@ class Seen:
     """Of weights, gradients and two moments of AdamW."""
     activation_bytes: int
     """That autograd kept, at the peak."""
+    peak_bytes: int = 0
+    """Of all tensors that were alive at once, from the weights to the optimizer's step."""
 
 
 def drive(config: RunConfig, layout: Layout, stage: int) -> Seen:
@@ -54,23 +56,27 @@ def drive(config: RunConfig, layout: Layout, stage: int) -> Seen:
     dist.init_process_group("fake", rank=stage * layout.dp_size, world_size=world_size, store=FakeStore())
     try:
         grid = Grid(layout, CPU)
-        with _forgetful_fake_mode():
-            return _drive(config, layout, grid)
+        with _forgetful_fake_mode(), Allocated() as allocated:
+            seen = _drive(config, layout, grid)
+            return replace(seen, peak_bytes=allocated.peak)
     finally:
         dist.destroy_process_group()
 
 
 def _drive(config: RunConfig, layout: Layout, grid: Grid) -> Seen:
-    kind = PipelineStrategy if config.strategy == "pipeline" else FullyShardedStrategy
-    strategy = kind(config, layout, CPU, grid)
+    strategy = kind_of_strategy(config, layout)(config, layout, CPU, grid)
     if isinstance(strategy, PipelineStrategy):
         strategy.schedule._warmup_p2p = _agree  # asks the neighbours, of which there are none
         vars(strategy)["_is_set"] = lambda _: False  # it has no value
+    optimizer = build_optimizer(config.optimizer, strategy.model)
+    create_state(optimizer)
     size = config.microbatch * layout.microbatches, config.data.sequence_length
     ids = torch.zeros(size, dtype=torch.long)
-    batch = Batch(ids, ids, math.prod(size) * layout.dp_size, np.empty((0, 0), np.uint8))
+    batch = Batch(ids, ids.clone(), math.prod(size) * layout.dp_size, np.empty((0, 0), np.uint8))
     with Kept() as kept, Counted() as counted:
         strategy.forward_backward(batch)
+    strategy.clip_grad_norm(1.0)
+    optimizer.step()
     held = sum(local(parameter.detach()).numel() for parameter in strategy.model.parameters())
     return Seen(+counted.traffic, held * BYTES_PER_PARAMETER, kept.peak)
 

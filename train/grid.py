@@ -25,6 +25,15 @@ class Grid:
         """The first and the last stage of this rank's pipeline; None in the middle, or if they are one."""
 
 
+def ranks_of(layout: Layout, dp_rank: int) -> list[int]:
+    """The ranks that put the sequences of one data-parallel rank through the model: one of each stage.
+
+    >>> ranks_of(Layout("pipeline", 2, 3, 1, 4), 1)
+    [1, 4]
+    """
+    return [stage * layout.dp_size + dp_rank for stage in range(layout.num_stages)]
+
+
 def _ends_group(mesh: DeviceMesh) -> dist.ProcessGroup | None:
     ends = DeviceMesh(mesh.device_type, mesh.mesh[[0, -1]], mesh_dim_names=("end", *AXES[1:]))
     return ends.get_group("end") if ends.get_coordinate() is not None else None

@@ -18,7 +18,7 @@ from train.checkpoint import Progress
 from train.checkpoint_directory import newest_step
 from train.collective import gather, rank, world_size
 from train.deadline import Deadline, Pace, guessed_save_s
-from train.layout import num_parameters
+from train.memory import saved_bytes
 from train.memory_errors import RankOutOfMemory
 from train.metrics import RunLog
 from train.outcome import STOP_STEP, write_state
@@ -76,7 +76,7 @@ def expect_end(prepared: Prepared, stop: StopRequest, log: RunLog, is_first: boo
     Raises: UserError, on every rank, if a run that was not just restarted could not do and save a single step.
     """
     config, run = prepared.config, prepared.request.run
-    stop.pace = Pace(guessed_save_s(num_parameters(config.model)))
+    stop.pace = Pace(guessed_save_s(saved_bytes(config)))
     if rank() == 0:
         try:
             end = job_end(prepared.request.deadline, os.environ)

@@ -109,16 +109,21 @@ class _Chunks:
         loss = torch.zeros((), dtype=torch.float32, device=self.hidden_RC.device)
         step = CHUNK_ROWS.get(self.hidden_RC.device.type, CHUNK_ROWS["cuda"])
         for start in range(0, len(self.hidden_RC), step):
-            rows = slice(start, start + step)
-            logits = self.multiply(self.hidden_RC[rows], self.weight_VC).float()
-            loss += into_gradient(logits, self.targets_R[rows], self.terms) if is_learned else self._loss(logits, rows)
-            if is_learned:
-                self._learn(logits.to(self.weight_VC.dtype), rows)
+            loss += self._chunk(slice(start, start + step), is_learned)
         return loss
 
     def weight_gradient(self) -> Tensor:
         """(V, C), in fp32."""
         return torch.zeros_like(self.weight_VC) if self._gradient_VC is None else self._gradient_VC.contiguous()
+
+    def _chunk(self, rows: slice, is_learned: bool) -> Tensor:
+        """The loss of some rows, whose logits are gone before the next ones are made."""
+        logits = self.multiply(self.hidden_RC[rows], self.weight_VC).float()
+        if not is_learned:
+            return self._loss(logits, rows)
+        loss = into_gradient(logits, self.targets_R[rows], self.terms)
+        self._learn(logits.to(self.weight_VC.dtype), rows)
+        return loss
 
     def _loss(self, logits_RV: Tensor, rows: slice) -> Tensor:
         capped = cap(logits_RV, self.terms.softcap)

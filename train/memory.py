@@ -1,45 +1,16 @@
-"""Pure: the bytes that a rank holds of weights, gradients, optimizer state and activations."""
+"""Pure: the bytes that a rank holds of weights, gradients and optimizer state, that autograd keeps, that are saved."""
 
 from collections.abc import Sequence
 
 from train.bubble import held_parts
 from train.config import Recompute, RunConfig
-from train.layout import Layout, block_parameters, num_parameters
-from train.loss import CHUNK_ROWS
+from train.layout import Layout, block_parameters
 from train.recompute import is_recomputed
 from train.split import computed_costs, split_layers
-from train.traffic import block_shapes, end_shapes, padded
+from train.traffic import Shape, block_shapes, end_shapes, padded
 
-BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments of AdamW
-
-
-def stage_bytes(config: RunConfig, layout: Layout) -> list[int]:
-    """Bytes of weights, gradients, optimizer state and one chunk's logits on a rank of each stage.
-
-    A lower bound: activations come on top.
-    """
-    model = config.model
-    logits = min(_tokens(config), *CHUNK_ROWS.values()) * model.vocab * 4
-    if config.strategy == "fsdp":
-        return [num_parameters(model) * BYTES_PER_PARAMETER // layout.shards + logits]
-    sizes = [number * BYTES_PER_PARAMETER // layout.shards for number in stage_parameters(config, layout)]
-    sizes[-1] += logits
-    return sizes
-
-
-def stage_parameters(config: RunConfig, layout: Layout) -> list[int]:
-    """Weights of the matrices of each stage, over its data-parallel ranks, by the computed split."""
-    model = config.model
-    costs = computed_costs(model, config.data.sequence_length)
-    parts = split_layers(model.num_hidden_layers, layout, costs)
-    parameters = [
-        sum(len(layers) for layers in parts[stage :: layout.num_stages]) * block_parameters(model)
-        for stage in range(layout.num_stages)
-    ]
-    parameters[0] += model.vocab * model.hidden_size
-    if layout.num_stages > 1 or not model.tie_word_embeddings:
-        parameters[-1] += model.vocab * model.hidden_size
-    return parameters
+FP32 = 4
+BYTES_PER_PARAMETER = 4 * FP32  # weight, gradient and two moments of AdamW
 
 
 def state_bytes(config: RunConfig, layout: Layout, parts: Sequence[range], stage: int) -> int:
@@ -63,7 +34,7 @@ def activation_bytes(config: RunConfig, layout: Layout, parts: Sequence[range]) 
             held = held_parts(config.pipeline.schedule, layout.num_stages, layout.parts, layout.microbatches, stage)
         layers = [number for part in parts[stage :: layout.num_stages] for number in part]
         blocks = sum(block_activation_bytes(config, recompute_of(config, number)) for number in layers)
-        casts = sum(_cast_bytes(config, layout, recompute_of(config, number)) for number in layers)
+        casts = sum(cast_bytes(config, layout, recompute_of(config, number)) for number in layers)
         ends = (stage == 0) * embedding_activation_bytes(config) + layout.parts * rotary_bytes(config)
         sizes.append(held * (blocks + ends) // layout.parts + casts)
     # The backward pass of the last part follows its forward pass at once; zero-bubble puts off the weights' half of it.
@@ -72,13 +43,30 @@ def activation_bytes(config: RunConfig, layout: Layout, parts: Sequence[range]) 
     return sizes
 
 
-def needed_bytes(config: RunConfig, layout: Layout) -> tuple[int, int]:
-    """Bytes of weights, gradients and optimizer state, and of activations, on a rank of the dearest stage."""
-    parts = split_layers(
-        config.model.num_hidden_layers, layout, computed_costs(config.model, config.data.sequence_length)
-    )
-    states = [state_bytes(config, layout, parts, stage) for stage in range(layout.num_stages)]
-    return max(zip(states, activation_bytes(config, layout, parts), strict=True), key=sum)
+def saved_bytes(config: RunConfig) -> int:
+    """Of a checkpoint, and of the copy in host memory that it is written from: weights and optimizer state."""
+    ends = end_shapes(config.model, is_first=True, is_last=True)
+    blocks = config.model.num_hidden_layers * block_shapes(config.model)
+    state = optimizer_bytes(config, blocks, 1) + optimizer_bytes(config, ends, 1, of_blocks=False)
+    return FP32 * padded([*ends, *blocks], 1) + state
+
+
+def most_kept(config: RunConfig) -> int:
+    """Checkpoints that are on the disk at once: those that are kept, and the one that is being written."""
+    return config.checkpoint.keep + 1
+
+
+def optimizer_bytes(config: RunConfig, shapes: Sequence[Shape], shards: int, *, of_blocks: bool = True) -> int:
+    """Of the optimizer's state on a rank: two moments, of the matrices of blocks one with Muon."""
+    is_muon = config.optimizer.name == "muon" and of_blocks
+    single = padded([shape for shape in shapes if len(shape) > 1], shards) if is_muon else 0
+    return FP32 * (2 * padded(shapes, shards) - single) // shards
+
+
+def computed_split(config: RunConfig, layout: Layout) -> list[range]:
+    """The layers of each part, balanced by multiplications."""
+    costs = computed_costs(config.model, config.data.sequence_length)
+    return split_layers(config.model.num_hidden_layers, layout, costs)
 
 
 def most_layers(config: RunConfig, layout: Layout, memory_bytes: int) -> list[int]:
@@ -131,7 +119,7 @@ def embedding_activation_bytes(config: RunConfig) -> int:
     return _tokens(config) * 8
 
 
-def _cast_bytes(config: RunConfig, layout: Layout, recompute: Recompute) -> int:
+def cast_bytes(config: RunConfig, layout: Layout, recompute: Recompute) -> int:
     """Of a block's weights in bf16, where they are cast and not gathered in it, until the end of the step."""
     is_gathered = config.strategy == "fsdp" or layout.shards > 1
     is_cast = config.training.precision != "fp32" and recompute != "full" and not is_gathered

@@ -45,7 +45,7 @@ class PackedView:
         stored = partial(stored_chunks, name, packing), partial(stored_pieces, name, packing)
         self._stored = [partial(stored_tokens, name.tokens, index), *stored]
         self._ids = map_tokens(name.tokens, index, data.order == "shuffled")
-        num_pieces = np.array([shard.num_pieces for shard in packing.shards], np.int64)
+        num_pieces = self._num_pieces = np.array([shard.num_pieces for shard in packing.shards], np.int64)
         self._chunks = ShardMaps(stored[0], np.array(self.shard_chunks, np.int64), CHUNK_DTYPE)
         self._pieces = ShardMaps(stored[1], num_pieces, PIECE_DTYPE)
         self._buffers = Buffers()
@@ -84,7 +84,16 @@ class PackedView:
         """See View."""
         pieces = self._located(shards, offsets)
         within = pieces.starts - self._ids.starts(shards)[pieces.rows]
-        return Spans(shards[pieces.rows], within // self._ids.dtype.itemsize, pieces.ends - pieces.places + 1)
+        starts, sizes = within // self._ids.dtype.itemsize, pieces.ends - pieces.places + 1
+        return Spans(shards[pieces.rows], starts, sizes, pieces.rows, pieces.places)
+
+    def holding(self, shard: int, ids: range) -> Chunks:
+        """See View."""
+        shards = np.full(self._num_pieces[shard], shard)
+        starts = self._pieces.read(shards, np.arange(len(shards)))["start"].astype(np.int64)
+        chunks = self._chunks.read(np.full(self.shard_chunks[shard], shard), np.arange(self.shard_chunks[shard]))
+        pieces = np.flatnonzero((starts >= ids.start) & (starts < ids.stop)).astype(np.uint64)
+        return np.unique(np.searchsorted(chunks["first_piece"], pieces, side="right") - 1)
 
     def _located(self, shards: Chunks, offsets: Chunks) -> Pieces:
         chunks = self._chunks.read(shards, offsets)

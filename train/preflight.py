@@ -1,7 +1,6 @@
 """Everything that can be wrong with a run, found before a process group exists: one mistake is one message."""
 
 import json
-import os
 import platform
 import time
 from dataclasses import dataclass, replace
@@ -22,8 +21,8 @@ from train.golden import check_tokenizer
 from train.layout import Layout, lay_out
 from train.lengths import LENGTHS, check_place, why_other_tokens
 from train.loggers import check_loggers
-from train.memory import stage_bytes
 from train.request import RunRequest
+from train.room import check_room
 from train.schedule import RESCHEDULING, first_difference
 from train.views import View, open_validation, open_view
 from train.walltime import parse_deadline
@@ -93,7 +92,7 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
     order = reading_order(view, config)
     _check_order(order, config, request.tokens)
     layout = lay_out(config, world_size)
-    _check_memory(config, layout)
+    check_room(config, layout)
     validation = open_validation(request.tokens, index, config)
     _check_validation(validation, config, request.tokens)
     prepared = Prepared(request, config, index, view, order, layout, *(validation or ()))
@@ -136,27 +135,6 @@ def _check_validation(validation: tuple[View, str] | None, config: RunConfig, to
             f"{tokens / VALIDATION_NAME} has {sum(view.shard_chunks)} chunks of {config.data.sequence_length}, "
             f"data.validation_chunks wants {wanted}{config.data.in_units}: lower it, or tokenize with a larger "
             "--validation-share"
-        )
-
-
-def _check_memory(config: RunConfig, layout: Layout) -> None:
-    """Raises: ConfigError if what a rank holds for certain is more than there is."""
-    import torch
-
-    each = stage_bytes(config, layout)
-    if torch.cuda.is_available():
-        needed, there, where = max(each), torch.cuda.get_device_properties(0).total_memory, "a GPU"
-    else:
-        share = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / int(os.environ.get("WORLD_SIZE", "1"))
-        needed, there = (
-            int(sum(each) * layout.dp_size * share),
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        )
-        where = "this machine"
-    if needed > there:
-        raise ConfigError(
-            f"weights, gradients, optimizer state and logits take {needed / 2**30:.1f} GiB, {where} has "
-            f"{there / 2**30:.1f} GiB: use more ranks, a smaller model or a smaller training.microbatch"
         )
 
 

@@ -21,6 +21,7 @@ from train.console import console
 from train.data import ChunkReader
 from train.findings import MICROBATCH_NAME, Findings
 from train.heartbeat import Heartbeat
+from train.history import told_at_start
 from train.joining import join
 from train.layout import flops_per_token
 from train.lifecycle import claim, expect_end, failure_told, restarts, tell_end, told_of_process
@@ -130,7 +131,9 @@ def _train(
     )
     where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
     where |= told_of_process() | log.undone
-    log.event("start", **where, **strategy.facts(), **({"restarts": restarts()} if restarts() else {}))
+    reads = told_at_start(request.tokens, strategy.config, strategy.layout, progress.cursor)
+    repeated = {"restarts": restarts()} if restarts() else {}
+    log.event("start", **where, **strategy.facts(), **repeated, reads=reads)
     if found := backoff.findings.found.told():
         log.event("microbatch", chosen=strategy.config.microbatch, **found)
     if changed:

@@ -106,6 +106,14 @@ def load_model(run: Path) -> tuple[ArgonneModel, int]:
         raise FormatError(
             "; ".join(problems.values()) or f"{run} has no checkpoint: name the directory of a run that saved one"
         )
+    return load_checkpoint(run, path)
+
+
+def load_checkpoint(run: Path, path: Path) -> tuple[ArgonneModel, int]:
+    """The model of a valid checkpoint of a run, and its step.
+
+    Raises: FormatError if the run's tokenizer is not the one that it was trained with.
+    """
     manifest = read_sealed(path / MANIFEST_NAME)
     config = structure(manifest["recipe"], RunConfig, str(path)).model
     model = ArgonneModel(config)

@@ -35,6 +35,10 @@ class Spans(NamedTuple):
     """Ids from the start of each shard."""
     sizes: Chunks
     """Ids: the inputs, and the target of the last of them."""
+    rows: Chunks
+    """Which of the chunks each is in."""
+    places: Chunks
+    """Where the inputs begin in the chunk."""
 
 
 def join_digests(digests: Iterable[bytes]) -> npt.NDArray[np.uint8]:

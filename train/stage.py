@@ -83,9 +83,13 @@ class Stage(PipelineStage):
         self._free(self.args_recv_info[fwd_chunk_id])
         return output
 
-    def backward_one_chunk(self, bwd_chunk_id: int, *arguments: Any, **named: Any) -> None:
-        """See PipelineStage."""
-        self._compute(super().backward_one_chunk, bwd_chunk_id, *arguments, **named)
+    def backward_one_chunk(
+        self, bwd_chunk_id: int, loss: torch.Tensor | None = None, *arguments: Any, **named: Any
+    ) -> None:
+        """See PipelineStage; the schedule keeps the losses of a step, and each would keep the input it came from."""
+        self._compute(super().backward_one_chunk, bwd_chunk_id, loss, *arguments, **named)
+        if loss is not None:
+            loss.detach_()
         if self.has_backward:
             if self.drain.shortage is not None:
                 self.fwd_cache.pop(bwd_chunk_id, None)

@@ -72,14 +72,18 @@ class Strategy(Protocol):
 
 def build_strategy(config: RunConfig, layout: Layout, device: torch.device) -> Strategy:
     """The strategy that `config` names, with its weights initialized. Every rank must call it."""
+    return kind_of_strategy(config, layout)(config, layout, device, Grid(layout, device))
+
+
+def kind_of_strategy(config: RunConfig, layout: Layout) -> Callable[..., Strategy]:
+    """What makes the strategy that `config` names."""
     from train.fsdp import FullyShardedStrategy
     from train.pipeline import PipelineStrategy
     from train.single import SingleStrategy
 
-    kind: Callable[..., Strategy] = PipelineStrategy
-    if config.strategy == "fsdp":
-        kind = FullyShardedStrategy if layout.dp_size > 1 else SingleStrategy
-    return kind(config, layout, device, Grid(layout, device))
+    if config.strategy == "pipeline":
+        return PipelineStrategy
+    return FullyShardedStrategy if layout.dp_size > 1 else SingleStrategy
 
 
 def materialize(model: ArgonneModel, config: RunConfig, device: torch.device) -> None:

@@ -33,6 +33,7 @@ def block_shapes(config: ArgonneConfig) -> list[Shape]:
         *matrices,
         *((rows,) for (rows, _), biased in zip(matrices, biases, strict=True) if biased),
         *[(width,)] * 2,
+        *[(config.head_dim,)] * (2 * config.qk_norm),
     ]
 
 

@@ -53,6 +53,9 @@ class View(Protocol):
     def spans(self, shards: Chunks, offsets: Chunks) -> Spans:
         """What of the shards is in these chunks; one chunk may be of several spans."""
 
+    def holding(self, shard: int, ids: range) -> Chunks:
+        """Offsets of the chunks that have any of the ids of a document of a shard, as an input or a target."""
+
 
 def open_view(tokens: Path, index: Index, config: RunConfig) -> View:
     """The view of the dataset in `tokens` that `config` names.
@@ -123,7 +126,13 @@ class PlainView:
 
     def spans(self, shards: Chunks, offsets: Chunks) -> Spans:
         """See View."""
-        return Spans(shards, offsets * self._length, self.num_targets(shards, offsets) + 1)
+        rows = np.arange(len(shards))
+        return Spans(shards, offsets * self._length, self.num_targets(shards, offsets) + 1, rows, np.zeros_like(rows))
+
+    def holding(self, shard: int, ids: range) -> Chunks:
+        """See View. The first of the ids is a target of the chunk before, too, where it is the first of one."""
+        first, last = max(ids.start - 1, 0) // self._length, (ids.stop - 1) // self._length
+        return np.arange(first, min(last, self.shard_chunks[shard] - 1) + 1)
 
     def _places(self, shards: Chunks, offsets: Chunks) -> Chunks:
         return self._ids.starts(shards) + offsets * (self._length * self._ids.dtype.itemsize)

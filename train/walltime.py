@@ -92,6 +92,20 @@ def is_duration(text: str) -> bool:
     return re.fullmatch(r"(\d+-)?\d+:\d\d:\d\d", text) is not None
 
 
+def walltime(text: str) -> float:
+    """Seconds of a job's hours:minutes or [days-]hours:minutes:seconds.
+
+    >>> walltime("8:00"), walltime("1-00:00:30")
+    (28800.0, 86430.0)
+
+    Raises: ConfigError if it is neither.
+    """
+    text = f"{text}:00" if re.fullmatch(r"\d+:\d\d", text) else text
+    if not is_duration(text):
+        raise ConfigError(f"walltime {text!r} is no duration: hours:minutes or hours:minutes:seconds is wanted")
+    return seconds(text)
+
+
 def fixed(deadline: str, now_s: float) -> str:
     """The same deadline as a time, which stays when a process that is told of it starts later."""
     return datetime.fromtimestamp(parse_deadline(deadline, now_s), UTC).isoformat()

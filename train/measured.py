@@ -1,0 +1,56 @@
+"""How fast a run was, read from what it wrote about itself, and what that says of another recipe or number of ranks."""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from shared.config import structure
+from shared.errors import UserError
+from shared.files import read_bytes
+from shared.storage import read_sealed
+from train.config import RunConfig
+from train.deadline import SAVE_BYTES_PER_S
+from train.estimate import Speed
+from train.layout import flops_per_token
+from train.metrics import read_metrics
+from train.preflight import RUN_NAME
+
+NEWEST = 200
+"""Steps whose median counts."""
+
+
+def measured_speed(config: RunConfig, ranks: int, run: Path) -> Speed:
+    """Of `ranks` that each compute as many operations a second as those of `run` did since its last start.
+
+    Raises: UserError if the run does not tell, or has not done two steps since then.
+    """
+    if not (run / RUN_NAME).is_file():
+        raise UserError(f"{run} is not a run (no {RUN_NAME}): name the directory of one")
+    recipe = structure(read_sealed(run / RUN_NAME)["identity"]["recipe"], RunConfig, str(run / RUN_NAME))
+    events = [
+        json.loads(line) for line in read_bytes(run / "events.jsonl").splitlines(keepends=True) if line.endswith(b"\n")
+    ]
+    start: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "start"), {})
+    if "ranks" not in start:
+        raise UserError(f"{run} does not tell of how many ranks its last start was: let it go on with this version")
+    speeds = _steady(read_metrics(run) if (run / "metrics.jsonl").exists() else [], start["step"])
+    if not speeds:
+        raise UserError(f"{run} has done no two steps since its last start: let it do some more, or give --mfu")
+    of_run = flops_per_token(recipe.model, recipe.data.sequence_length) * median(speeds)
+    flops = flops_per_token(config.model, config.data.sequence_length)
+    return Speed(
+        tokens_per_s=ranks * of_run / start["ranks"] / flops,
+        source=f"{of_run / start['ranks'] / 1e12:,.3g} TFLOP/s of each of the {start['ranks']} ranks of {run}",
+        save_bytes_per_s=_save_bytes_per_s(events),
+    )
+
+
+def _steady(records: list[dict[str, Any]], start: int) -> list[float]:
+    """Tokens a second of the newest steps since that one, the first of them aside, which compiles."""
+    return [record["tokens_per_s"] for record in records if record["step"] > start + 1][-NEWEST:]
+
+
+def _save_bytes_per_s(events: list[dict[str, Any]]) -> float:
+    rates = [event["size_bytes"] / event["save_s"] for event in events if event["event"] == "save" and event["save_s"]]
+    return median(rates) if rates else SAVE_BYTES_PER_S
