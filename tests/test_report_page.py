@@ -212,7 +212,7 @@ def hostile_run(directory):
     index = write_tokens(tokens, [random_tokens(200)], vocab_size=64)
     source = replace(index.sources[0], path=next(turns), identity=next(turns))
     fingerprint = write_index(tokens, replace(index, sources=[source]))
-    events = [start(5, layout=next(turns), host=next(turns), tokens=str(tokens))]
+    events = [start(5, layout=next(turns), host=next(turns), reads={"tokens": str(tokens)})]
     events += [event(6, "changed", step=0, changes=list(PAYLOADS))]
     for number, payload in enumerate(PAYLOADS):
         documents = [{"source": payload, "rows": [number, number]}]

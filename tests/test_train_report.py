@@ -258,7 +258,7 @@ def test_the_recipe_is_compared_with_the_nearest_shipped_one_or_the_one_named(tm
 def test_the_hashes_lead_from_input_to_checkpoint_and_a_break_is_told(tmp_path):
     tokens = tmp_path / "tokens"
     index = write_tokens(tokens, [random_tokens(400)], vocab_size=64)
-    run = write_run(tmp_path / "run", steps(1, 4), [start(5, tokens=str(tokens))], plain(recipe()))
+    run = write_run(tmp_path / "run", steps(1, 4), [start(5, reads={"tokens": str(tokens)})], plain(recipe()))
     (run / "tokenizer.json").write_text("{}")
     identity = {"recipe": plain(recipe()), "dataset": index.fingerprint, "tokenizer": index.tokenizer.sha256}
     write_sealed(run / "run.json", {"identity": identity, "total_steps": 4})
