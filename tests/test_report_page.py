@@ -174,6 +174,7 @@ def test_the_page_is_readable_without_scripts(browser, run):
             assert told in text
         visit.page.get_by_text("its 5 documents").first.click()
         assert visit.page.get_by_text("a.parquet: rows 5 to 9").first.is_visible()
+        assert visit.page.get_by_text(f"train trace --run {run} --step 10 --text").is_visible()
         assert visit.misdeeds == []
 
 

@@ -1,7 +1,9 @@
 """A report as one self-contained page: what a run did, when its time went, what it was made of. No text in it acts."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from shared.page import Html, Section, element, facts, joined, page, table
 from train.chain import Link
@@ -76,7 +78,7 @@ def _events(study: Study) -> Html:
             clock(event["time"]),
             "" if event["step"] is None else f"{event['step']:,.0f}",
             event["kind"],
-            joined([event["told"], *([_documents(event["documents"])] if event["documents"] else [])]),
+            joined([event["told"], *([_documents(study, event)] if event["documents"] else [])]),
         )
         for event in events[:MOST_NOTABLE]
     ]
@@ -90,15 +92,22 @@ def _events(study: Study) -> Html:
     )
 
 
-def _documents(documents: dict[str, list[tuple[int, int]]]) -> Html:
-    """The documents of an event: input files, and rows in them."""
+def _documents(study: Study, event: dict[str, Any]) -> Html:
+    """The documents of an event: input files, and rows in them; and how to see what was read of them."""
+    documents: dict[str, list[tuple[int, int]]] = event["documents"]
     shown = list(documents.items())[:MOST_FILES]
     items = [element("li", element("code", source), f": {_rows(rows)}") for source, rows in shown]
     if len(documents) > len(shown):
         items.append(element("li", f"and {len(documents) - len(shown):,} more files"))
     count = sum(last - first + 1 for rows in documents.values() for first, last in rows)
     plural = "" if count == 1 else "s"
-    return element("details", element("summary", f"its {count:,} document{plural}"), element("ul", *items))
+    parts = [element("summary", f"its {count:,} document{plural}"), element("ul", *items)]
+    if event["step"] is not None:
+        command = (
+            f"python -m train trace --run {shlex.quote(str(study.recorded.run))} --step {event['step']:.0f} --text"
+        )
+        parts.append(element("p", "What the step read of them: ", element("code", command)))
+    return element("details", *parts)
 
 
 def _rows(stretches: list[tuple[int, int]]) -> str:
