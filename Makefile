@@ -85,7 +85,7 @@ sample: $(READY) ## continue a text with a run's newest checkpoint (RUN=dir PROM
 trace: $(READY) ## the documents of a step, or the steps of a document (RUN=dir STEP=n|a..b DOC=url|id|text ARGS=--text)
 	@$(PYTHON) -m train trace --run "$(RUN)" $(if $(STEP),--step $(STEP)) $(if $(DOC),--doc "$(DOC)") $(ARGS)
 
-report: $(READY) ## the losses of a run: first, last, and a plot (RUN=dir)
+report: $(READY) ## what a run did, alive or dead: a few lines, and RUN/report.html (RUN=dir ARGS=--json)
 	$(PYTHON) -m train report "$(RUN)" $(ARGS)
 
 test: $(READY) ## all tests, JOBS files at once (ARGS=... goes to pytest)

@@ -1,10 +1,11 @@
 """One rank of a run with a fault in it: `faulty_rank PLACE FAULT RANK STEP` and the arguments of `train run`.
 
 The fault is put in from outside: from that step on, that rank meets it at each call of a function. A rank that was
-started again is well, unless the fault ends with "!".
+started again is well, unless the fault ends with "!". `gradient poison` is a gradient that is not finite in that step.
 """
 
 import ctypes
+import math
 import os
 import runpy
 import signal
@@ -26,6 +27,7 @@ from train.data import ChunkReader
 from train.model import Block
 from train.outcome import OUT_OF_MEMORY
 from train.signals import SIGNALS
+from train.single import SingleStrategy
 
 LONG_S = 10_000
 SLOW_S = 0.05
@@ -81,6 +83,19 @@ def before(owner: Any, name: str, fault: Callable[[], object], step: int) -> Non
     setattr(owner, name, changed)
 
 
+def poison(step: int) -> None:
+    """The gradient of that step, counted from the start, is NaN under FSDP."""
+    clip = SingleStrategy.clip_grad_norm
+
+    def changed(strategy: SingleStrategy, max_norm: float) -> torch.Tensor:
+        if steps == step:
+            for parameter in strategy.model.parameters():
+                parameter.grad.fill_(math.nan)
+        return clip(strategy, max_norm)
+
+    SingleStrategy.clip_grad_norm = changed
+
+
 def count_step() -> None:
     global steps  # noqa: PLW0603
     steps += 1
@@ -90,7 +105,10 @@ def main(place: str, fault: str, rank: str, step: str, *arguments: str) -> None:
     torch.set_num_threads(1)
     is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     if rank == os.environ["RANK"] and (is_first or fault.endswith("!")):
-        before(*PLACES[place], FAULTS[fault.removesuffix("!")], int(step))
+        if (place, fault) == ("gradient", "poison"):
+            poison(int(step))
+        else:
+            before(*PLACES[place], FAULTS[fault.removesuffix("!")], int(step))
     before(ChunkReader, "fetch", count_step, 0)
     sys.argv[1:] = ["run", *arguments]
     runpy.run_module("train", run_name="__main__", alter_sys=True)

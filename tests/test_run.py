@@ -53,7 +53,7 @@ KEYS = {
     *("step", "loss", "grad_norm", "tokens", "tokens_per_s", "data_wait_s", "mfu"),
     *("epoch", "shard", "offset", "data_digest"),
 }
-TIMES = {"tokens_per_s", "data_wait_s", "mfu", "step_s"}
+TIMES = {"tokens_per_s", "data_wait_s", "mfu", "step_s", "validation_s"}
 
 
 # in this process
@@ -620,10 +620,12 @@ def test_a_run_can_be_sampled_as_a_user(user_run):
 def test_a_run_can_be_drawn_again(user_run, capsys):
     plot = user_run[0] / "loss.png"
     plot.unlink()
-    assert run_command("train", COMMANDS, ["report", str(user_run[0])]) == 0
+    assert run_command("train", COMMANDS, ["report", str(user_run[0]), "--png"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("steps       4, 1,024 tokens\nloss        ")
-    assert out.endswith(f"plot        {plot}\n")
+    assert out.startswith(
+        f"run         {user_run[0]}\nstate       finished: all steps are done\nsteps       4 of 4, 1,024 "
+    )
+    assert out.endswith(f"plot        {plot}\npage        {user_run[0] / 'report.html'}\n")
     assert plot.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 

@@ -90,10 +90,20 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Tell what a run has done and draw its losses."""
+    """Tell what a run has done, alive, finished or dead, in a few lines and on a page for a browser."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory of the run."""
+    other: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_B")] = None
+    """Directory of another run, to be drawn in the same plots."""
+    out: Path | None = None
+    """The page. None: report.html in the run's directory, or compared.html if there are two."""
+    recipe: str | None = None
+    """Recipe to compare with. None: the shipped one that differs least."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False
+    """For programs: all figures, and no page unless --out names one."""
+    png: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Draw the losses to loss.png in the run's directory too, with matplotlib."""
 
 
 @dataclass(frozen=True)
@@ -219,11 +229,12 @@ def sample(arguments: Sequence[str]) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Tell what a run has done and draw its losses to loss.png in its directory."""
+    """Tell what a run has done, alive, finished or dead, in a few lines and on a page for a browser."""
     from train.report import report as report_run
 
     options = tyro.cli(ReportOptions, args=arguments, prog="python -m train report")
-    print(report_run(options.run))
+    runs = [options.run] if options.other is None else [options.run, options.other]
+    print(report_run(runs, options.out, options.recipe, as_json=options.as_json, png=options.png))
 
 
 def status(arguments: Sequence[str]) -> None:

@@ -1,10 +1,12 @@
 """What a run says of itself before its first step and after its last, and that nobody else has its directory."""
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from shared.directories import listing, make_directory, remove_file, written_name
 from shared.errors import UserError
@@ -14,7 +16,7 @@ from shared.locks import LOCK_NAME, exclusive
 from shared.storage import write_file, write_sealed
 from train.checkpoint import Progress
 from train.checkpoint_directory import newest_step
-from train.collective import gather, rank
+from train.collective import gather, rank, world_size
 from train.deadline import Deadline, Pace, guessed_save_s
 from train.memory import saved_bytes
 from train.memory_errors import RankOutOfMemory
@@ -32,6 +34,22 @@ from train.watchdog import clear_heartbeats
 def restarts() -> int:
     """Times that these ranks were started again after one died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def told_of_process() -> dict[str, Any]:
+    """What a start tells of this rank: its machine, how many ranks there are, and how long it took to come here."""
+    told = {"host": socket.gethostname(), "ranks": world_size()}
+    age_s = process_age_s()
+    return told if age_s is None else told | {"setup_s": round(age_s, 3)}
+
+
+def process_age_s() -> float | None:
+    """Seconds since this process was begun, where the system tells (Linux)."""
+    path = Path("/proc/self/stat")
+    if not path.exists():
+        return None
+    began_ticks = int(path.read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def tell_end(prepared: Prepared, parts: Parts, progress: Progress) -> None:

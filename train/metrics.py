@@ -32,12 +32,15 @@ class RunLog:
         self.on_step: Callable[[], None] = lambda: None  # called on every rank: a profiler's
         self.on_rewind: Callable[[int], None] = lambda _: None  # of loggers
         self._newest: dict[str, Any] = {}
+        self.undone: dict[str, float] = {"undone": 0, "undone_s": 0.0}
+        """How many steps the last `rewind` forgot, and the time that they had taken."""
         self._waiting: list[tuple[Path, str]] = []
         self._writing = threading.RLock()
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps after `step`, which will be run again, and a line that a kill cut short."""
         if self.is_writer and exists(self.metrics_path):
+            self.undone = self.done_since(step)
             lines = read_bytes(self.metrics_path).splitlines(keepends=True)
             kept = [line for line in lines if line.endswith(b"\n") and _is_until(line, step)]
             write_file(self.metrics_path, kept)
@@ -45,6 +48,18 @@ class RunLog:
         after = [entry for entry in self._waiting if entry[0] == self.metrics_path and not _is_until(entry[1], step)]
         self._waiting = [entry for entry in self._waiting if entry not in after]
         self.on_rewind(step)
+
+    def done_since(self, step: int) -> dict[str, float]:
+        """How many steps after `step` are in metrics.jsonl, and the time that they took, on the rank that writes."""
+        seconds = []
+        if self.is_writer and exists(self.metrics_path):
+            for line in reversed(read_bytes(self.metrics_path).splitlines(keepends=True)):
+                if line.endswith(b"\n"):
+                    record = json.loads(line)
+                    if record["step"] <= step:
+                        break
+                    seconds.append(record.get("step_s", 0.0))
+        return {"undone": len(seconds), "undone_s": round(sum(seconds), 3)}
 
     def lacks(self, key: str, step: int) -> bool:
         """Whether the newest record in metrics.jsonl is that of `step` and has no `key`; False where nobody writes."""

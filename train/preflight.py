@@ -188,22 +188,22 @@ def changes(prepared: Prepared) -> dict[str, str]:
     path = prepared.request.run / RUN_NAME
     if not exists(path):
         return {}
-    defaults = _flatten({"recipe": unstructure(RunConfig())})
-    before = defaults | _flatten(read_sealed(path)["identity"])
-    now = defaults | _flatten(json.loads(json.dumps(prepared.identity)))
+    defaults = flatten({"recipe": unstructure(RunConfig())})
+    before = defaults | flatten(read_sealed(path)["identity"])
+    now = defaults | flatten(json.loads(json.dumps(prepared.identity)))
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     return {name: f"{name} was {before.get(name)}, now {now.get(name)}" for name in names}
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """The leaves of nested dicts by dotted name.
 
-    >>> _flatten({"a": {"b": 1}, "c": 2})
+    >>> flatten({"a": {"b": 1}, "c": 2})
     {'a.b': 1, 'c': 2}
     """
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
-    return {name: leaf for key, value in tree.items() for name, leaf in _flatten(value, f"{prefix}{key}.").items()}
+    return {name: leaf for key, value in tree.items() for name, leaf in flatten(value, f"{prefix}{key}.").items()}
 
 
 def versions() -> dict[str, str]:

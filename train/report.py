@@ -1,38 +1,118 @@
-"""A run, alive, finished or dead, told from what it wrote: a few lines and a plot."""
+"""A run, alive, finished or dead, told from what it wrote: a few lines, figures for programs, a page, a plot."""
 
 import importlib.util
+import json
+import os
 import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import numpy as np
+
 from shared.errors import FormatError
+from shared.storage import write_file
+from shared.terminal import safe_text
+from train.curves import KINDS, kind_of
 from train.metrics import read_metrics
+from train.recorded import Values
+from train.report_page import report_page
+from train.study import Study, study_all
+from train.wording import duration
 
+PAGE_NAME, COMPARED_NAME = "report.html", "compared.html"
 PLOT_NAME = "loss.png"
+SPARKLINE_WIDTH = 60
+BLOCKS, PLAIN_BLOCKS = "".join(map(chr, range(0x2581, 0x2589))), "_.-=+*#@"
 
 
-def report(run: Path) -> str:
-    """What a run has done so far, in a few lines; its losses are drawn to <run>/loss.png.
+def report(
+    runs: Sequence[Path],
+    out: Path | None = None,
+    recipe: str | None = None,
+    *,
+    as_json: bool = False,
+    png: bool = False,
+) -> str:
+    """What one run, or each of two, has done so far, in a few lines or as JSON; the page is written beside it.
 
-    Raises: FormatError if there is no run or it has no steps yet.
+    The page is `out` or in the directory of the first run. As JSON there is one only if `out` says where.
+
+    Raises: FormatError if there is no run; ConfigError if there is no such recipe; StorageError if the disk refuses.
     """
-    records = _records(run)
-    plot = plot_losses(run)
-    return "\n".join(_summary(records) + ([f"plot        {plot}"] if plot else []))
+    now_s = time.time()
+    studies = study_all(runs, recipe, now_s)
+    page = out or runs[0] / (PAGE_NAME if len(runs) == 1 else COMPARED_NAME)
+    if out or not as_json:
+        write_file(page, [report_page(studies, now_s).encode()])
+    plots = [plot_losses(one.recorded.run) for one in studies if png and one.recorded.num_steps]
+    if as_json:
+        return _json({"runs": [one.figures() for one in studies]})
+    told = [line for one in studies for line in [*summary(one, BLOCKS if _has_blocks() else PLAIN_BLOCKS), ""]][:-1]
+    told += [f"plot        {plot}" for plot in plots if plot] + [f"page        {page}"]
+    return "\n".join(map(safe_text, told))
 
 
-def _summary(records: list[dict[str, Any]]) -> list[str]:
-    learned = [record for record in records if record["loss"] is not None]
-    validations = [record for record in records if "validation_loss" in record]
-    return [
-        f"steps       {len(records):,}, {records[-1]['tokens']:,} tokens",
-        "loss        " + " -> ".join(f"{r['loss']:.4f} at step {r['step']}" for r in (*learned[:1], *learned[-1:])),
-        *(f"validation  {record['validation_loss']:.4f} at step {record['step']}" for record in validations[-3:]),
-        f"speed       {median(record['tokens_per_s'] for record in records):,.0f} tokens/s, "
-        f"mfu {median(record['mfu'] for record in records):.0%} (medians)",
-        f"digest      {records[-1]['data_digest']}",
+def _json(figures: Any) -> str:
+    """JSON in which what is no finite number is null."""
+    return json.dumps(json.loads(json.dumps(figures), parse_constant=lambda _: None), indent=1)
+
+
+def _has_blocks() -> bool:
+    """Whether the terminal can show the blocks of a sparkline."""
+    try:
+        BLOCKS.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return os.environ.get("TERM") != "dumb"
+
+
+def summary(one: Study, blocks: str) -> list[str]:
+    """A run in a few lines."""
+    figures, total = one.figures(), "" if one.total_steps is None else f" of {one.total_steps:,}"
+    counts = Counter(kind_of(event) for event in one.recorded.events)
+    lines = [
+        f"run         {one.recorded.run}",
+        f"state       {one.state}",
+        f"steps       {figures['steps']:,}{total}, {figures['tokens'] or 0:,.0f} tokens",
     ]
+    steps, losses = one.column("loss")
+    if len(losses):
+        lines.append(f"loss        {losses[0]:.4f} at step {steps[0]:.0f} -> {losses[-1]:.4f} at step {steps[-1]:.0f}")
+        lines.append(f"            {sparkline(losses, SPARKLINE_WIDTH, blocks)}")
+    steps, losses = one.column("validation_loss")
+    lines += [f"validation  {loss:.4f} at step {step:.0f}" for step, loss in list(zip(steps, losses, strict=True))[-3:]]
+    if figures["tokens_per_s"] is not None:
+        lines.append(f"speed       {figures['tokens_per_s']:,.0f} tokens/s, mfu {figures['mfu'] or 0:.0%} (medians)")
+    if one.lost.seconds:
+        shares = sorted(one.lost.seconds.items(), key=lambda item: -item[1])[:4]
+        told = ", ".join(f"{cause} {share_s / one.lost.total_s:.1%}" for cause, share_s in shares)
+        starts = f"{len(one.starts)} start{'' if len(one.starts) == 1 else 's'}"
+        lines.append(f"time        {duration(one.lost.total_s)} in {starts}: {told}")
+    if happened := [
+        f"{KINDS[kind][1]} {counts[kind]}" for kind in KINDS if counts[kind] and kind not in ("start", "end")
+    ]:
+        lines.append(f"happened    {', '.join(happened)}")
+    if figures["data_digest"] is not None:
+        lines.append(f"digest      {figures['data_digest']}")
+    return lines + [f"problem     {problem}" for problem in one.recorded.problems]
+
+
+def sparkline(values: Values, width: int, blocks: str) -> str:
+    """Values as so many blocks of rising height, each the mean of a stretch.
+
+    >>> sparkline(np.array([1.0, 2.0, 3.0, 8.0]), 60, PLAIN_BLOCKS)
+    '_.-@'
+    """
+    values = values[np.isfinite(values)]
+    means = (
+        np.array([part.mean() for part in np.array_split(values, min(width, len(values)))]) if len(values) else values
+    )
+    spread = np.ptp(means) if len(means) else 0.0
+    levels = (means - means.min()) / spread * (len(blocks) - 1) if spread else np.zeros(len(means))
+    return "".join(blocks[round(level)] for level in levels.tolist())
 
 
 def _records(run: Path) -> list[dict[str, Any]]:

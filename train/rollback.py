@@ -67,7 +67,7 @@ def after_spike(parts: Parts, progress: Progress, scores: Mapping[str, float]) -
         _write_down(parts.log.directory, skip)
         discard_after(path)
     barrier()
-    behind = {"step": step, "to": earlier.step, "cursor": progress.cursor}
+    behind = {"step": step, "to": earlier.step, "cursor": progress.cursor, **parts.log.done_since(earlier.step)}
     parts.log.event("rollback", problem=f"back to step {earlier.step} and on behind the spike", **behind)
     parts.log.rewind(earlier.step)
     parts.spikes.restart(gather(parts.log.recent(WINDOW))[0])

@@ -24,7 +24,7 @@ from train.heartbeat import Heartbeat
 from train.history import told_at_start
 from train.joining import join
 from train.layout import flops_per_token
-from train.lifecycle import claim, expect_end, failure_told, restarts, tell_end
+from train.lifecycle import claim, expect_end, failure_told, restarts, tell_end, told_of_process
 from train.loggers import Loggers
 from train.loop import train
 from train.memory_errors import RankOutOfMemory
@@ -130,15 +130,10 @@ def _train(
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
     where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
+    where |= told_of_process() | log.undone
     reads = told_at_start(request.tokens, strategy.config, strategy.layout, progress.cursor)
-    log.event(
-        "start",
-        **where,
-        ranks=dist.get_world_size(),
-        **strategy.facts(),
-        **({"restarts": restarts()} if restarts() else {}),
-        reads=reads,
-    )
+    repeated = {"restarts": restarts()} if restarts() else {}
+    log.event("start", **where, **strategy.facts(), **repeated, reads=reads)
     if found := backoff.findings.found.told():
         log.event("microbatch", chosen=strategy.config.microbatch, **found)
     if changed:

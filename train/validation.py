@@ -1,5 +1,6 @@
 """Loss on chunks that are never trained on: pure next-token cross entropy, nothing is trained."""
 
+import time
 from collections.abc import Callable
 
 from train.backoff import Backoff
@@ -16,18 +17,20 @@ def is_validated(config: RunConfig, step: int) -> bool:
 
 
 def validation_record(backoff: Backoff, reader: ChunkReader, is_asked_to_stop: Callable[[], bool]) -> dict[str, float]:
-    """Mean loss over the targets of the held-out chunks, the same on every rank; empty if none are held out.
+    """Mean loss over the targets of the held-out chunks, the same on every rank, and seconds; empty if there are none.
 
     Empty too if the run is asked to stop before the last of them: it is made up for when the run goes on.
     """
-    total, num_targets = 0.0, 0
+    began, total, num_targets = time.perf_counter(), 0.0, 0
     for position in range(0, reader.num_held_out, reader.global_batch):
         if is_asked_to_stop():
             return {}
         batch = reader.held_out(position)
         total += backoff.evaluate(batch).item() * batch.num_targets
         num_targets += batch.num_targets
-    return {"validation_loss": total / num_targets} if num_targets else {}
+    if not num_targets:
+        return {}
+    return {"validation_loss": total / num_targets, "validation_s": time.perf_counter() - began}
 
 
 def is_owed(config: RunConfig, reader: ChunkReader, log: RunLog, step: int) -> bool:
