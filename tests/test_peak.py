@@ -29,9 +29,11 @@ LAYOUTS = [
     (2, {"training__activation_checkpointing": "selective", "optimizer__name": "muon"}),
     (2, {"training__precision": "bf16", "training__activation_checkpointing": "full"}),
     (2, PIPELINE),
-    (4, {**PIPELINE, "pipeline__stages": 4}),
+    pytest.param(4, {**PIPELINE, "pipeline__stages": 4}, marks=pytest.mark.long),
     (2, {**PIPELINE, "pipeline__schedule": "interleaved-1f1b", "model__tie_word_embeddings": False}),
-    (2, {**PIPELINE, "pipeline__schedule": "zero-bubble", "optimizer__name": "muon"}),
+    pytest.param(
+        2, {**PIPELINE, "pipeline__schedule": "zero-bubble", "optimizer__name": "muon"}, marks=pytest.mark.long
+    ),
     (2, {**PIPELINE, "training__activation_checkpointing": "selective", "training__precision": "bf16"}),
     (4, {**SHARDED, "training__activation_checkpointing": "full"}),
 ]
