@@ -200,7 +200,9 @@ class Harness:
             said["failure"] = traceback.format_exc()
         finally:
             said["has_struck"] = bool(faulty and faulty.has_struck)
-            (self.notes / f"rank-{rank}").write_text(json.dumps(said))
+            written = self.notes / f"rank-{rank}.tmp"
+            written.write_text(json.dumps(said))
+            written.rename(self.notes / f"rank-{rank}")  # whole or absent, as a kill may come here too
             os._exit(code)
 
     def _train(self, rank: int, said: dict[str, Any], keep: int, last: int) -> None:
