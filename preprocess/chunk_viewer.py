@@ -7,6 +7,7 @@ from preprocess.inspection import Inspection
 from preprocess.report import origin
 from preprocess.token_texts import TokenText, TokenTexts
 from shared.page import Html, element, joined
+from shared.terminal import counted
 
 MOST_TEXT = 300  # characters of one name, url or token
 
@@ -39,7 +40,7 @@ def viewer(found: Inspection, chunks: Sequence[Chunk], most_ids: int, asked: int
 
 
 def _chunk(chunk: Chunk, texts: TokenTexts, most_ids: int, *, is_open: bool) -> Html:
-    place = f" offset {chunk.offset:,} of shard {chunk.shard:,}, {_count(len(chunk.documents), 'document')}"
+    place = f" offset {chunk.offset:,} of shard {chunk.shard:,}, {counted(len(chunk.documents), 'document')}"
     parts, left, spelled = [], most_ids, texts.of(chunk.ids)
     for piece in chunk.documents:
         here, spelled = spelled[: len(piece.ids)], spelled[len(piece.ids) :]
@@ -48,7 +49,7 @@ def _chunk(chunk: Chunk, texts: TokenTexts, most_ids: int, *, is_open: bool) -> 
     if len(chunk.ids) > most_ids:
         parts.append(element("p", f"Shown: {most_ids:,} of its {len(chunk.ids):,} ids.", class_="quiet"))
     if chunk.num_padding:
-        parts.append(element("p", f"Then padding: {_count(chunk.num_padding, 'id')}, never a target.", class_="quiet"))
+        parts.append(element("p", f"Then padding: {counted(chunk.num_padding, 'id')}, never a target.", class_="quiet"))
     heading = element("summary", f"Chunk {chunk.number:,}", element("small", place, class_="quiet"))
     return element("details", heading, *parts, open=is_open, id=f"chunk-{chunk.number}")
 
@@ -74,7 +75,3 @@ def _text(piece: Piece, spelled: Iterable[TokenText], ids: Iterable[int]) -> Htm
 def short_text(text: str) -> str:
     """`text`, cut if it is very long, which is said."""
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}... ({len(text):,} characters)"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Text from documents, models and file names, made safe to show on a terminal."""
+"""Text for people: what documents, models and file names say made safe to show, counts in words."""
 
 
 def safe_text(text: str, keep_newlines: bool = False) -> str:
@@ -11,3 +11,12 @@ def safe_text(text: str, keep_newlines: bool = False) -> str:
         char if char.isprintable() or (keep_newlines and char == "\n") else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def counted(count: int, what: str) -> str:
+    """So many of something.
+
+    >>> counted(1, "step"), counted(2000, "step")
+    ('1 step', '2,000 steps')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

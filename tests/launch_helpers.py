@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.helpers import start_cli
 from tests.test_watchdog import recipe_file
 from train.checkpoint_directory import newest_step
-from train.metrics import read_metrics
+from train.records import read_metrics
 
 KEPT = ("step", "loss", "grad_norm", "tokens", "epoch", "shard", "offset", "data_digest", "validation_loss")
 

@@ -15,8 +15,8 @@ from tests.shortages import Fault, running_out
 from tests.train_helpers import group_of_one, plain, random_tokens, recipe, write_tokens
 from train.findings import MICROBATCH_NAME
 from train.memory_errors import RankOutOfMemory
-from train.metrics import read_metrics
 from train.preflight import prepare
+from train.records import read_metrics
 from train.recovery import StopRequest
 from train.request import RunRequest
 from train.run import execute

@@ -22,8 +22,9 @@ from tests.test_watchdog import recipe_file
 from tests.train_helpers import random_tokens, write_tokens
 from train.commands import COMMANDS
 from train.console import Output, console, line
-from train.metrics import RunLog, read_metrics
+from train.metrics import RunLog
 from train.outlook import Outlook
+from train.records import read_metrics
 
 STEPS = 90
 CHANGES = {

@@ -24,8 +24,8 @@ from train.config import (
     TrainingConfig,
 )
 from train.data import ChunkReader
-from train.metrics import read_metrics
 from train.model import ArgonneModel
+from train.records import read_metrics
 from train.schedule import learning_rate
 from train.views import open_view
 

@@ -1,15 +1,17 @@
 """What follows from the events of a run, and single records out of many."""
 
 import json
+import re
 
 import pytest
 
 from shared.config import unstructure
+from shared.errors import FormatError
 from tests.train_helpers import recipe
 from train.config import DataConfig
 from train.history import Stretch, history
 from train.layout import Layout
-from train.records import Records
+from train.records import Records, read_events, read_metrics
 
 RECIPE = recipe()
 ONE, TWO = Layout("fsdp", 1, 1, 1, 2), Layout("pipeline", 2, 1, 1, 4)
@@ -128,3 +130,13 @@ def test_a_run_without_records_has_none(tmp_path, contents):
         (tmp_path / "metrics.jsonl").write_text(contents)
     records = Records(tmp_path / "metrics.jsonl")
     assert (records.of(1), records.last_step) == (None, 0)
+
+
+@pytest.mark.parametrize(("name", "read"), [("metrics.jsonl", read_metrics), ("events.jsonl", read_events)])
+def test_a_line_that_a_kill_cut_short_is_left_out_and_a_damaged_one_is_told(tmp_path, name, read):
+    (tmp_path / name).write_text('{"step": 1}\n{"st')
+    assert read(tmp_path) == [{"step": 1}]
+    (tmp_path / name).write_text('{"step": 1}\n{"st\n')
+    message = rf"{re.escape(str(tmp_path / name))} is damaged \(.*\): take out the line that is not JSON"
+    with pytest.raises(FormatError, match=message):
+        read(tmp_path)

@@ -194,3 +194,8 @@ def test_a_reading_that_nobody_waits_for_ends(tmp_path):
     stop.set()
     with pytest.raises(CancelledError):
         JsonLines(Plain).read_footer(path, tmp_path, "text", (), stop)
+
+
+def test_a_file_that_is_gone_has_no_identity(tmp_path):
+    with pytest.raises(BadFileError, match=r"a\.jsonl cannot be read \(No such file or directory\)"):
+        JsonLines(Plain).identity(tmp_path / "a.jsonl")

@@ -11,8 +11,8 @@ from tests.launch_helpers import arguments, events, run_faulty
 from tests.test_resume import family
 from tests.test_run import contents
 from tests.train_helpers import random_tokens, write_tokens
-from train.metrics import read_metrics
 from train.outcome import nothing_to_do, read_state, write_state
+from train.records import read_metrics
 
 
 @pytest.fixture(scope="module")

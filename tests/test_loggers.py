@@ -17,9 +17,10 @@ from train import loggers
 from train.console import console
 from train.follow import Follower
 from train.loggers import Loggers, check_loggers
-from train.metrics import RunLog, read_metrics
+from train.metrics import RunLog
 from train.outlook import Outlook
 from train.preflight import RUN_NAME, prepare
+from train.records import read_metrics
 from train.request import RunRequest
 from train.run import execute
 

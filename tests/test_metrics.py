@@ -7,8 +7,9 @@ import torch
 
 from shared.errors import StorageError
 from train.console import console
-from train.metrics import RunLog, measured_peak_flops, read_metrics
+from train.metrics import RunLog, measured_peak_flops
 from train.outlook import Outlook
+from train.records import read_metrics
 
 RECORD = {"loss": 2.5, "grad_norm": 1.0, "lr": 1e-3, "tokens_per_s": 1234.5, "step_s": 90.0, "mfu": 0.5}
 

@@ -14,9 +14,9 @@ from tests.test_distributed import Layout, carry_out, job, recipe
 from tests.train_helpers import group_of_one
 from train.config import OptimizerConfig
 from train.dealing import rows_of, shard_group
-from train.metrics import read_metrics
 from train.muon import COEFFICIENTS, ITERATIONS, orthogonalize, update_scale
 from train.optim import build_optimizer
+from train.records import read_metrics
 from train.tensors import training_tensors
 
 

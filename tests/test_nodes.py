@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import REPOSITORY, run_cli
 from tests.train_helpers import random_tokens, write_tokens
-from train.metrics import read_metrics
+from train.records import read_metrics
 
 OPTIONS = {
     "model.hidden-size": 32,

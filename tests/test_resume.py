@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import run_cli, start_cli
-from train.metrics import read_metrics
+from train.records import read_metrics
 
 pytestmark = pytest.mark.slow
 KEPT = ("step", "loss", "grad_norm", "lr", "tokens", "epoch", "shard", "offset", "data_digest")

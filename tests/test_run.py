@@ -37,9 +37,9 @@ from train.data import ChunkReader, chain_digest
 from train.heartbeat import HEARTBEATS_NAME, read_heartbeat
 from train.launch import default_processes, leave_message
 from train.loss import IGNORED
-from train.metrics import read_metrics
 from train.preflight import RUN_NAME, prepare
 from train.ranks import ERROR_FILE
+from train.records import read_metrics
 from train.recovery import StopRequest
 from train.request import RunRequest
 from train.run import execute

@@ -18,8 +18,8 @@ from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, wr
 from train.backoff import Backoff
 from train.checkpoint_directory import MANIFEST_NAME, damage, newest
 from train.checkpoint_save import SaveError
-from train.metrics import read_metrics
 from train.preflight import prepare
+from train.records import read_metrics
 from train.request import RunRequest
 from train.run import execute
 

@@ -13,8 +13,8 @@ from shared.storage import write_sealed
 from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
 from train.checkpoint import Progress
 from train.gradient import Gradient, why_not_finite
-from train.metrics import read_metrics
 from train.preflight import prepare
+from train.records import read_metrics
 from train.request import RunRequest
 from train.rollback import ROLLBACKS_NAME, skip_again
 from train.run import execute

@@ -15,9 +15,9 @@ from tests.test_resume import family
 from tests.train_helpers import plain, random_tokens, recipe, write_tokens
 from train.console import Lines
 from train.launch import Launch
-from train.metrics import read_metrics
 from train.outcome import REQUEUE, read_state
 from train.outlook import Outlook
+from train.records import read_metrics
 from train.signals import SIGNALS, Signals
 
 

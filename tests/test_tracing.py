@@ -19,6 +19,7 @@ from train.commands import main
 from train.preflight import prepare
 from train.request import RunRequest
 from train.run import execute
+from train.trace_lines import problem_lines
 
 SPLIT = {"data__validation": "split", "data__validation_chunks": 4}
 
@@ -203,6 +204,18 @@ def test_without_its_inputs_a_document_is_told_by_its_row(made, capsys, tmp_path
     assert f"note: a.parquet is not in {tmp_path}, so its ids, urls and dates are not told\n" in shown
     assert "https://" not in shown
     assert "a.parquet:" in shown
+
+
+def test_a_reason_that_many_files_share_is_told_once():
+    why = "is not found: give the directory of the inputs with --data"
+    documents = [{"source": f"{name}.parquet", "problem": f"{name}.parquet {why}"} for name in "abcab"]
+    documents += [{"source": "d.parquet", "problem": "d.parquet is not what it was when the dataset was made"}]
+    told = [*problem_lines([{"chunks": [{"documents": documents}]}])]
+    ends = [
+        "so its ids, urls and dates are not told" + also
+        for also in (", nor are those of 2 other files for the same reason", "")
+    ]
+    assert told == [f"note: a.parquet {why}, {ends[0]}\n", f"note: {documents[-1]['problem']}, {ends[1]}\n"]
 
 
 def edited(run, change):

@@ -276,6 +276,13 @@ def test_an_option_of_the_recipe_reaches_the_plan(capsys):
     assert {plan["microbatch"] for plan in found.values()} == {2}
 
 
+def test_a_run_that_was_measured_tells_the_speed(tmp_path, capsys):
+    run = write_run(tmp_path / "run", [1.0, 100.0, 300.0], ranks=2)
+    code, text, _ = said(capsys, "tiny", "--gpus", 2, "--vocabulary", 512, "--measured", run)
+    assert code == 0
+    assert f"TFLOP/s of each of the 2 ranks of {run}\n" in text
+
+
 def test_a_mistake_is_one_line(capsys):
     code, _, error = said(capsys, "tiny", "--gpus", 3)
     assert code == 2

@@ -16,8 +16,8 @@ import pytest
 from tests.helpers import REPOSITORY, run_cli
 from tests.train_helpers import MODEL, random_tokens, write_tokens
 from train.heartbeat import HEARTBEATS_NAME, read_heartbeats
-from train.metrics import read_metrics
 from train.outcome import HUNG
+from train.records import read_metrics
 from train.status import status
 from train.watchdog import MARK_NAME
 

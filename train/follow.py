@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shared.storage import read_sealed
+from train.records import METRICS_NAME
 from train.trackers import TRACKERS, Tracker
 
 LOGGERS_NAME = "loggers"
@@ -104,7 +105,7 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 def follow(run: Path, name: str, step: int) -> None:
     """Give the steps of a run, which has done `step` of them, to a tracker until standard input ends."""
-    following, follower = Following(run, name), Follower(run / "metrics.jsonl")
+    following, follower = Following(run, name), Follower(run / METRICS_NAME)
     following.rewind(step)
     said = b""
     is_over = False

@@ -3,7 +3,6 @@
 What a start tells for this is written here too, so that nothing has to be guessed.
 """
 
-import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,9 +11,10 @@ from typing import Any
 
 from shared.config import structure, unstructure
 from shared.cursor import Cursor
-from shared.files import read_bytes
+from shared.directories import exists
 from train.config import DataConfig, RunConfig
 from train.layout import Layout
+from train.records import EVENTS_NAME, read_events
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,11 @@ def told_at_start(tokens: Path, config: RunConfig, layout: Layout, cursor: Curso
 
 
 def read_history(run: Path, recipe: RunConfig) -> History:
-    """The history of the run in `run`, which has `recipe` now; a line that a kill cut short is left out."""
-    path = run / "events.jsonl"
-    lines = read_bytes(path).splitlines(keepends=True) if path.is_file() else []
-    return history([json.loads(line) for line in lines if line.endswith(b"\n")], recipe)
+    """The history of the run in `run`, which has `recipe` now.
+
+    Raises: FormatError if a line of its events is damaged.
+    """
+    return history(read_events(run) if exists(run / EVENTS_NAME) else [], recipe)
 
 
 def history(events: Sequence[Mapping[str, Any]], recipe: RunConfig) -> History:
@@ -114,8 +115,8 @@ def _started(event: Mapping[str, Any], data: DataConfig | None) -> Stretch:
     if "reads" not in event:
         return Stretch(step, step, None, data, None, None, told)
     reads = event["reads"]
-    data = structure(reads["data"], DataConfig, "events.jsonl")
-    layout = structure(reads["grid"], Layout, "events.jsonl")
+    data = structure(reads["data"], DataConfig, EVENTS_NAME)
+    layout = structure(reads["grid"], Layout, EVENTS_NAME)
     return Stretch(step, step, Cursor(*reads["cursor"]), data, layout, reads["microbatch"], told)
 
 

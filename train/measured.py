@@ -1,20 +1,19 @@
 """How fast a run was, read from what it wrote about itself, and what that says of another recipe or number of ranks."""
 
-import json
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from shared.config import structure
+from shared.directories import exists
 from shared.errors import UserError
-from shared.files import read_bytes
 from shared.storage import read_sealed
 from train.config import RunConfig
 from train.deadline import SAVE_BYTES_PER_S
 from train.estimate import Speed
 from train.layout import flops_per_token
-from train.metrics import read_metrics
 from train.preflight import RUN_NAME
+from train.records import EVENTS_NAME, METRICS_NAME, read_events, read_metrics
 
 NEWEST = 200
 """Steps whose median counts."""
@@ -28,13 +27,11 @@ def measured_speed(config: RunConfig, ranks: int, run: Path) -> Speed:
     if not (run / RUN_NAME).is_file():
         raise UserError(f"{run} is not a run (no {RUN_NAME}): name the directory of one")
     recipe = structure(read_sealed(run / RUN_NAME)["identity"]["recipe"], RunConfig, str(run / RUN_NAME))
-    events = [
-        json.loads(line) for line in read_bytes(run / "events.jsonl").splitlines(keepends=True) if line.endswith(b"\n")
-    ]
+    events = read_events(run) if exists(run / EVENTS_NAME) else []
     start: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "start"), {})
     if "ranks" not in start:
         raise UserError(f"{run} does not tell of how many ranks its last start was: let it go on with this version")
-    speeds = _steady(read_metrics(run) if (run / "metrics.jsonl").exists() else [], start["step"])
+    speeds = _steady(read_metrics(run) if exists(run / METRICS_NAME) else [], start["step"])
     if not speeds:
         raise UserError(f"{run} has done no two steps since its last start: let it do some more, or give --mfu")
     of_run = flops_per_token(recipe.model, recipe.data.sequence_length) * median(speeds)

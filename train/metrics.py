@@ -19,6 +19,7 @@ from shared.files import read_bytes
 from shared.storage import append_line, write_file
 from train.console import Console
 from train.linear import is_plain_fp32, lanes, product
+from train.records import EVENTS_NAME, METRICS_NAME, read_metrics
 
 
 class RunLog:
@@ -26,8 +27,8 @@ class RunLog:
 
     def __init__(self, directory: Path, is_writer: bool, console: Console) -> None:
         self.directory = directory
-        self.metrics_path = directory / "metrics.jsonl"
-        self.events_path = directory / "events.jsonl"
+        self.metrics_path = directory / METRICS_NAME
+        self.events_path = directory / EVENTS_NAME
         self.is_writer, self.console = is_writer, console
         self.on_step: Callable[[], None] = lambda: None  # called on every rank: a profiler's
         self.on_rewind: Callable[[int], None] = lambda _: None  # of loggers
@@ -124,12 +125,6 @@ class RunLog:
 def _is_until(line: bytes | str, step: int) -> bool:
     recorded: int = json.loads(line)["step"]
     return recorded <= step
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The records of all steps of a run, alive, finished or dead; a line that a kill cut short is left out."""
-    lines = read_bytes(directory / "metrics.jsonl").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
 def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:

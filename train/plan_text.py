@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from shared.terminal import counted
 from train.bubble import theoretical_bubble
 from train.estimate import START_S
 from train.layout import num_parameters
 from train.peak import ACCURACY, GIB
 from train.plan import RUNTIME_BYTES, Plan, needed_bytes
+from train.wording import duration
 
 WIDTHS = (22, *8 * (13,))
 
@@ -85,10 +87,10 @@ def _time(plan: Plan, num_tokens: int | None) -> Iterator[str]:
     jobs = ""
     if taken.jobs is not None and taken.kept_s is not None:
         jobs = (
-            f", {taken.jobs:,} jobs of {_clock(plan.hardware.walltime_s or 0)} (of each {_clock(START_S)} to start, "
-            f"supposed, and {_clock(taken.kept_s)} kept for its last saves)"
+            f", {counted(taken.jobs, 'job')} of {duration(plan.hardware.walltime_s or 0)} (of each "
+            f"{duration(START_S)} to start, supposed, and {duration(taken.kept_s)} kept for its last saves)"
         )
-    yield f"time: {_clock(taken.total_s)}, with validation and saves{jobs}"
+    yield f"time: {duration(taken.total_s)}, with validation and saves{jobs}"
 
 
 def _disk(plan: Plan) -> Iterator[str]:
@@ -101,15 +103,3 @@ def _disk(plan: Plan) -> Iterator[str]:
     kinds = ", ".join(f"{kind} {size / 1e9:,.3g}" for kind, size in sorted(plan.sent.items()))
     total = plan.sent.total() / 1e9
     yield f"network: {total:,.3g} GB a step from the rank that sends the most ({kinds or 'nothing'})"
-
-
-def _clock(seconds: float) -> str:
-    """Of days, hours, minutes and seconds.
-
-    >>> _clock(93784)
-    '1-02:03:04'
-    """
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    return f"{f'{days}-' if days else ''}{hour:02d}:{minute:02d}:{second:02d}"

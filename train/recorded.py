@@ -17,11 +17,12 @@ from shared.directories import exists
 from shared.errors import FormatError
 from shared.files import open_file, read_bytes
 from shared.storage import read_sealed
+from shared.terminal import counted
 from train.outcome import STATE_NAME
 from train.preflight import RUN_NAME
+from train.records import EVENTS_NAME, METRICS_NAME
 
 Values = npt.NDArray[np.float64]
-METRICS_NAME, EVENTS_NAME = "metrics.jsonl", "events.jsonl"
 COLUMNS = (
     *("step", "tokens", "loss", "validation_loss", "grad_norm", "lr", "lr_matrices", "lr_embeddings", "lr_vectors"),
     *("tokens_per_s", "step_s", "data_wait_s", "validation_s", "mfu", "bubble"),
@@ -161,7 +162,7 @@ def _one_by_one(lines: list[bytes]) -> Iterator[Any]:
 
 def _tell_unreadable(path: Path, count: int, what: str, problems: list[str]) -> None:
     if count:
-        problems.append(f"{path.name} has {count} line{'s' if count > 1 else ''} {what}: left out")
+        problems.append(f"{path.name} has {counted(count, 'line')} {what}: left out")
 
 
 def _read_sealed(path: Path, problems: list[str]) -> Mapping[str, Any]:

@@ -1,15 +1,45 @@
-"""Records of single steps out of metrics.jsonl, found without reading the rest of it."""
+"""What a run has written about itself, line by line; a line that a kill cut short is left out.
+
+`recorded.py` reads the same for a report, which shows what it can of files that are not whole.
+"""
 
 import json
 import mmap
 from pathlib import Path
 from typing import Any
 
-from shared.files import size_of
+from shared.errors import FormatError
+from shared.files import read_bytes, size_of
+
+METRICS_NAME, EVENTS_NAME = "metrics.jsonl", "events.jsonl"
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The records of all steps of a run, alive, finished or dead.
+
+    Raises: FormatError if a line is damaged; FileNotFoundError if it has none yet.
+    """
+    return _read_lines(run / METRICS_NAME)
+
+
+def read_events(run: Path) -> list[dict[str, Any]]:
+    """All that has happened to it.
+
+    Raises: as `read_metrics`.
+    """
+    return _read_lines(run / EVENTS_NAME)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = [line for line in read_bytes(path).splitlines(keepends=True) if line.endswith(b"\n")]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise FormatError(f"{path} is damaged ({error}): take out the line that is not JSON") from None
 
 
 class Records:
-    """The records in a run's metrics.jsonl as it is now; a line that a kill cut short is none."""
+    """Records of single steps in a run's metrics.jsonl as it is now, found without reading the rest of it."""
 
     def __init__(self, path: Path) -> None:
         self._lines: mmap.mmap | None = None

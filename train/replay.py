@@ -13,7 +13,7 @@ from train.config import DataConfig, RunConfig
 from train.data import reading_order
 from train.history import Stretch, read_history
 from train.preflight import RUN_NAME
-from train.records import Records
+from train.records import METRICS_NAME, Records
 from train.views import View, open_view
 
 
@@ -48,7 +48,7 @@ class Replay:
         self.run, self.identity = run, written["identity"]
         self.config = structure(self.identity["recipe"], RunConfig, str(run / RUN_NAME))
         self.total_steps: int = written["total_steps"]
-        self.history, self.records = read_history(run, self.config), Records(run / "metrics.jsonl")
+        self.history, self.records = read_history(run, self.config), Records(run / METRICS_NAME)
         self.tokens = self._found(tokens or self.history.tokens)
         self.index = self._opened()
         self.cut = lru_cache(maxsize=8)(self._cut)

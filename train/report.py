@@ -14,10 +14,10 @@ import numpy as np
 
 from shared.errors import FormatError
 from shared.storage import write_file
-from shared.terminal import safe_text
+from shared.terminal import counted, safe_text
 from train.curves import KINDS, kind_of
-from train.metrics import read_metrics
 from train.recorded import Values
+from train.records import METRICS_NAME, read_metrics
 from train.report_page import report_page
 from train.study import Study, study_all
 from train.wording import duration
@@ -89,7 +89,7 @@ def summary(one: Study, blocks: str) -> list[str]:
     if one.lost.seconds:
         shares = sorted(one.lost.seconds.items(), key=lambda item: -item[1])[:4]
         told = ", ".join(f"{cause} {share_s / one.lost.total_s:.1%}" for cause, share_s in shares)
-        starts = f"{len(one.starts)} start{'' if len(one.starts) == 1 else 's'}"
+        starts = counted(len(one.starts), "start")
         lines.append(f"time        {duration(one.lost.total_s)} in {starts}: {told}")
     if happened := [
         f"{KINDS[kind][1]} {counts[kind]}" for kind in KINDS if counts[kind] and kind not in ("start", "end")
@@ -116,8 +116,8 @@ def sparkline(values: Values, width: int, blocks: str) -> str:
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
-    if not (run / "metrics.jsonl").is_file():
-        raise FormatError(f"{run} has no metrics.jsonl: name the directory of a run")
+    if not (run / METRICS_NAME).is_file():
+        raise FormatError(f"{run} has no {METRICS_NAME}: name the directory of a run")
     if not (records := read_metrics(run)):
         raise FormatError(f"{run} has no steps yet: wait for the first one")
     return records

@@ -129,17 +129,7 @@ def _train(
         provenance=Provenance(request.tokens, prepared.index),
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     )
-    where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
-    where |= told_of_process() | log.undone
-    reads = told_at_start(request.tokens, strategy.config, strategy.layout, progress.cursor)
-    repeated = {"restarts": restarts()} if restarts() else {}
-    log.event("start", **where, **strategy.facts(), **repeated, reads=reads)
-    if found := backoff.findings.found.told():
-        log.event("microbatch", chosen=strategy.config.microbatch, **found)
-    if changed:
-        log.event("changed", step=progress.step, changes=changed)
-    if problem := why_not_annealed(config, prepared.last_step):
-        log.event("warning", problem=problem)
+    _tell_start(prepared, parts, progress, changed)
     expect_end(prepared, stop, log, is_first=restarts() == 0)
     with Loggers(log, request.loggers, progress.step) as log.on_rewind:
         try:
@@ -154,6 +144,22 @@ def _train(
             checkpoints.close()
         tell_end(prepared, parts, progress)  # before loggers are waited for: the job may be about to end
     return progress
+
+
+def _tell_start(prepared: Prepared, parts: Parts, progress: Progress, changed: list[str]) -> None:
+    """Write down what begins, where, and with what that is new or doubtful."""
+    strategy, log = parts.strategy, parts.log
+    where = {"step": progress.step, "layout": str(strategy.layout), "dataset": prepared.index.fingerprint[:12]}
+    where |= told_of_process() | log.undone
+    reads = told_at_start(prepared.request.tokens, strategy.config, strategy.layout, progress.cursor)
+    repeated = {"restarts": restarts()} if restarts() else {}
+    log.event("start", **where, **strategy.facts(), **repeated, reads=reads)
+    if found := parts.backoff.findings.found.told():
+        log.event("microbatch", chosen=strategy.config.microbatch, **found)
+    if changed:
+        log.event("changed", step=progress.step, changes=changed)
+    if problem := why_not_annealed(prepared.config, prepared.last_step):
+        log.event("warning", problem=problem)
 
 
 def _strategy(prepared: Prepared, device: torch.device, log: RunLog) -> Strategy:

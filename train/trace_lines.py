@@ -1,9 +1,10 @@
 """What `trace` has found as lines for people; all that is of documents or files is made safe to show."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from shared.terminal import safe_text
+from shared.terminal import counted, safe_text
 from train.loss_colours import lines_of, painter
 
 MOST_TO_COME = 20
@@ -59,8 +60,15 @@ def document_lines(document: dict[str, Any]) -> Iterator[str]:
 def problem_lines(told: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Why the inputs say nothing of some documents, each reason once."""
     documents = [part for found in told for chunk in found.get("chunks", ()) for part in chunk["documents"]]
-    problems = dict.fromkeys(document["problem"] for document in (*documents, *told) if document.get("problem"))
-    yield from (f"note: {safe_text(problem)}, so its ids, urls and dates are not told\n" for problem in problems)
+    files: dict[str, dict[str, str]] = defaultdict(dict)
+    for document in (*documents, *told):
+        if problem := document.get("problem"):
+            reason = problem.removeprefix(safe_text(document["source"]))
+            files[reason][document["source"]] = problem
+    for named in files.values():
+        first, others = safe_text(next(iter(named.values()))), len(named) - 1
+        also = f", nor are those of {counted(others, 'other file')} for the same reason" if others else ""
+        yield f"note: {first}, so its ids, urls and dates are not told{also}\n"
 
 
 def _summary(document: dict[str, Any]) -> Iterator[str]:
@@ -71,21 +79,17 @@ def _summary(document: dict[str, Any]) -> Iterator[str]:
     last = f"by step {document['last_step']:,} of {document['total_steps']:,}"
     if seen:
         steps, epochs = (len({sighting[key] for sighting in seen}) for key in ("step", "epoch"))
-        yield f"seen in {_counted(steps, 'step')} of {_counted(epochs, 'epoch')} {last}"
+        yield f"seen in {counted(steps, 'step')} of {counted(epochs, 'epoch')} {last}"
     elif document["num_tokens"]:
         coming = any(sighting["state"] == "to come" for sighting in document["sightings"])
         yield f"never seen {last}" + ("" if coming else ", and no step to come will see it")
     validation = document["validation"]
     if validation["validated"]:
-        yield f"validated on: {_counted(validation['validated'], 'chunk')} of it, which no step sees"
+        yield f"validated on: {counted(validation['validated'], 'chunk')} of it, which no step sees"
     if validation["reserved"]:
-        yield f"held out, but not validated on: {_counted(validation['reserved'], 'chunk')} of it"
+        yield f"held out, but not validated on: {counted(validation['reserved'], 'chunk')} of it"
     if not validation["validated"] and not validation["reserved"]:
         yield "none of it is validated on" if validation["is_kept_apart"] else "not in the validation range"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _extent(part: dict[str, Any], num_tokens: int) -> str:

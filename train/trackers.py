@@ -52,7 +52,26 @@ class TensorBoard:
         self._writer.close()
 
 
-class WandB:
+class Rows:
+    """What takes a row for each step and takes none back, as W&B and what is made like it."""
+
+    _run: Any
+
+    def rewind(self, step: int) -> bool:
+        """What it has stays."""
+        del step
+        return False
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One more row."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Write what is not written yet, and end this start of the run."""
+        self._run.finish()
+
+
+class WandB(Rows):
     """A W&B run, in RUN/wandb unless WANDB_MODE says otherwise; each start continues it under its id."""
 
     def __init__(self, run: Path, identity: str, recipe: Mapping[str, Any]) -> None:
@@ -69,21 +88,8 @@ class WandB:
             settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
         )
 
-    def rewind(self, step: int) -> bool:
-        """W&B takes nothing back."""
-        del step
-        return False
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """A row of its history."""
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """End this start of the run."""
-        self._run.finish()
-
-
-class Trackio:
+class Trackio(Rows):
     """A Trackio run, where TRACKIO_DIR or TRACKIO_SPACE_ID say; each start continues it."""
 
     def __init__(self, run: Path, identity: str, recipe: Mapping[str, Any]) -> None:
@@ -92,19 +98,6 @@ class Trackio:
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
         name = f"{run.name}-{identity}"
         self._run = trackio.init(project, name, resume="allow", config=dict(recipe), embed=False)
-
-    def rewind(self, step: int) -> bool:
-        """Trackio takes nothing back."""
-        del step
-        return False
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """A row of its table."""
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Write what is not written yet."""
-        self._run.finish()
 
 
 TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any]], Tracker]] = {

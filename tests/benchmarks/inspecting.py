@@ -18,16 +18,16 @@ import numpy as np
 
 from shared.arrays import write_array
 from shared.format import num_chunks, tokens_path
-from tests.benchmarks.tracing import LENGTH, NUM_SHARDS, SHARD_TOKENS, write_large
+from tests.benchmarks.datasets import LARGE_SHARDS, LARGE_TOKENS, LENGTH, write_large
 
 ROUNDS = 3
 
 
 def write_tokens(directory: Path) -> None:
     """The ids of all shards of the large dataset."""
-    ids = np.random.default_rng(0).integers(50_257, size=num_chunks(SHARD_TOKENS, LENGTH) * LENGTH + 1)
+    ids = np.random.default_rng(0).integers(50_257, size=num_chunks(LARGE_TOKENS, LENGTH) * LENGTH + 1)
     write_array(directory / "tokens", ids.astype(np.uint16))
-    for number in range(NUM_SHARDS):
+    for number in range(LARGE_SHARDS):
         os.link(directory / "tokens", tokens_path(directory, number))
 
 

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from tests.benchmarks.plain_training import train_plainly
 from train.config import load_recipe
-from train.metrics import read_metrics
+from train.records import read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS, TOLERANCE, PIECES = 300, 1e-3, 4

@@ -6,57 +6,23 @@ The large one has an index and where its documents begin, and no tokens: a step 
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
-from shared.arrays import write_array
 from shared.config import unstructure
 from shared.cursor import Cursor
-from shared.format import (
-    FORMAT,
-    OFFSET_DTYPE,
-    VERSION,
-    Index,
-    Shard,
-    Source,
-    TokenizerIdentity,
-    documents_path,
-    num_chunks,
-    read_index,
-    write_index,
-)
+from shared.format import read_index
 from shared.storage import write_sealed
-from tests.benchmarks.packing import document_sizes
+from tests.benchmarks.datasets import LENGTH, write_large
 from train.config import RunConfig, load_recipe
 from train.layout import Layout
 
-LENGTH, NUM_SHARDS, SHARD_TOKENS = 2048, 10_000, 100_000_000
 BATCH, STEPS = 512, 10**6
-
-
-def write_large(directory: Path) -> None:
-    """10,000 shards, each of an input file of its own, with the same documents of about 800 tokens."""
-    bounds = np.cumsum([0, *document_sizes(SHARD_TOKENS // 800, seed=0)]).astype(OFFSET_DTYPE)
-    offsets = np.append(bounds[bounds < SHARD_TOKENS], np.array([SHARD_TOKENS], OFFSET_DTYPE))
-    num_rows = len(offsets) - 1
-    write_array(directory / "documents", offsets)
-    sizes = {"num_tokens": SHARD_TOKENS, "num_chunks": num_chunks(SHARD_TOKENS, LENGTH), "num_padding": 0}
-    counts = {"num_rows": num_rows, "num_documents": num_rows, "num_null": 0, "num_empty": 0, "text_bytes": 1}
-    checksums = {"tokens_sha256": "", "documents_sha256": ""}
-    shards = [Shard(number, 0, 1, 0, **counts, **sizes, **checksums) for number in range(NUM_SHARDS)]
-    for number in range(NUM_SHARDS):
-        os.link(directory / "documents", documents_path(directory, number))
-    sources = [Source(f"{number:05d}.parquet", 1, num_rows, "") for number in range(NUM_SHARDS)]
-    tokenizer = TokenizerIdentity("", 50257, "<|endoftext|>", 50256, [])
-    write_index(directory, Index(FORMAT, VERSION, LENGTH, "uint16", "text", 0, tokenizer, sources, shards))
 
 
 def write_run(run: Path, tokens: Path, config: RunConfig, total_steps: int) -> None:
@@ -72,8 +38,6 @@ def write_run(run: Path, tokens: Path, config: RunConfig, total_steps: int) -> N
 
 def config_of(global_batch: int) -> RunConfig:
     """A shuffled run over chunks of LENGTH."""
-    from dataclasses import replace
-
     recipe = load_recipe("125m")
     data = replace(
         recipe.data, sequence_length=LENGTH, global_batch=global_batch, order="shuffled", shuffle_length=None
