@@ -40,12 +40,13 @@ def clock(time_s: float) -> str:
 def duration(seconds: float) -> str:
     """A time in its two largest units.
 
-    >>> [duration(seconds) for seconds in (0.42, 12.3, 200, 7300, 180_000)]
-    ['0.42 s', '12.3 s', '3 min 20 s', '2 h 1 min', '2 d 2 h']
+    >>> [duration(seconds) for seconds in (0.42, 12.3, 200, 7300, 180_000, 28_800)]
+    ['0.42 s', '12.3 s', '3 min 20 s', '2 h 1 min', '2 d 2 h', '8 h']
     """
     if seconds < 60:
         return f"{seconds:.3g} s"
     for size, unit, smaller, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
-            return f"{int(seconds // size)} {unit} {int(seconds % size // smaller)} {name}"
+            rest = int(seconds % size // smaller)
+            return f"{int(seconds // size)} {unit}" + (f" {rest} {name}" if rest else "")
     raise AssertionError(seconds)
