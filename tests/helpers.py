@@ -93,6 +93,11 @@ def run_cli(module: str, *arguments: object, **environment: str) -> subprocess.C
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def beside_progress(stderr: str) -> str:
+    """What a build has said on stderr, without the lines that tell every ten seconds how far it is."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("shards "))
+
+
 def dataset_rows(directory: Path) -> list[tuple[str, int, list[int]]]:
     """Source path, row and ids (end of document included) of every input row, in order."""
     index = read_index(directory)

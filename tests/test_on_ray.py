@@ -26,7 +26,16 @@ from preprocess.sources import read_footer
 from preprocess.tokenizer import load_tokenizer
 from shared.errors import ConfigError
 from shared.format import Selection, read_index
-from tests.helpers import REPOSITORY, await_that, contents, has_ended, run_cli, start_cli, write_parquet
+from tests.helpers import (
+    REPOSITORY,
+    await_that,
+    beside_progress,
+    contents,
+    has_ended,
+    run_cli,
+    start_cli,
+    write_parquet,
+)
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.timeout(150)
@@ -178,7 +187,7 @@ def test_duplicates_are_found_and_a_share_kept_apart_on_a_cluster_as_in_one_proc
     build(str(data), alone, settings, TokenizerSettings(str(tokenizer_path)), execution)
     options = ("--where", selection.where, "--drop-duplicates", "--validation-share", 0.1)
     process = start(data, tmp_path / "out", tokenizer_path, cluster.address, *options)
-    _, error = process.communicate(timeout=120)
+    error = beside_progress(process.communicate(timeout=120)[1])
     assert process.returncode == 0, error
     assert sum(shard.num_duplicate for shard in read_index(alone).shards) > 0
     for directory in (Path(), Path("validation")):
@@ -270,7 +279,7 @@ def test_two_builds_of_one_output_never_mix_and_one_whose_driver_was_killed_cont
         os.kill(held, signal.SIGCONT)
     assert while_alive.stderr.startswith(f"error: {tmp_path / 'out'} is in use by another build (process ")
     otherwise = start(data, tmp_path / "out", tokenizer_path, cluster.address, "--chunk-length", 17)
-    error = otherwise.communicate(timeout=120)[1]
+    error = beside_progress(otherwise.communicate(timeout=120)[1])
     assert (otherwise.returncode, error.count("\n")) == (2, 1)
     assert "out was built otherwise: chunk length: found 64, wanted 17: give it the same input and options" in error
     again = start(data, tmp_path / "out", tokenizer_path, cluster.address)
@@ -346,7 +355,7 @@ def test_a_mistake_in_the_input_ends_the_build_with_one_line(bad_data, data, tok
     for path in (data / "2.parquet", bad_data / "corrupt_page.parquet"):
         shutil.copy(path, tmp_path / "in")
     process = start(tmp_path / "in", tmp_path / "out", tokenizer_path, cluster.address)
-    _, error = process.communicate(timeout=120)
+    error = beside_progress(process.communicate(timeout=120)[1])
     assert (process.returncode, error.count("\n")) == (2, 1)
     assert "corrupt_page.parquet: row group 0 cannot be read" in error
     assert not (tmp_path / "out/index.json").exists()
@@ -360,7 +369,7 @@ def test_an_input_that_a_node_does_not_share_is_not_taken_for_a_bad_file(data, t
     size_bytes = (tmp_path / "in/10.parquet").stat().st_size
     (tmp_path / "in/10.parquet").write_bytes(b"")
     os.kill(held, signal.SIGCONT)
-    _, error = process.communicate(timeout=120)
+    error = beside_progress(process.communicate(timeout=120)[1])
     assert (process.returncode, error.count("\n")) == (2, 1)
     assert "10.parquet on " in error
     assert f" is not there with its {size_bytes:,} bytes: every node must share the input\n" in error
@@ -383,7 +392,7 @@ def test_a_cluster_without_a_cpu_is_waited_for_and_told(small_input, tokenizer_p
         "the Ray cluster has no CPU: waiting for a node that has\n",
     ]
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=30)[1] == INTERRUPTED
+    assert beside_progress(process.communicate(timeout=30)[1]) == INTERRUPTED
 
 
 @pytest.mark.slow
@@ -397,7 +406,7 @@ def test_a_node_must_have_the_code_of_the_driver_whose_tasks_are_heard(
             done = subprocess.run([*map(str, command)], cwd=directory, capture_output=True, text=True, check=False)
             if "Initialization failure from server" not in done.stderr:
                 break
-        return done.returncode, done.stdout, done.stderr
+        return done.returncode, done.stdout, beside_progress(done.stderr)
 
     node = bare_cluster.add_node(**NODE)
     (bare_cluster.code / "preprocess").mkdir()

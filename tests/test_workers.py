@@ -24,6 +24,7 @@ from shared.format import read_index
 from tests.helpers import (
     REPOSITORY,
     await_that,
+    beside_progress,
     contents,
     has_ended,
     has_open,
@@ -147,7 +148,7 @@ def test_the_death_of_what_workers_are_forked_from_costs_at_most_their_shards(da
     (parent,) = {parent_of(pid) for pid in workers_of(process.pid)}
     assert parent != process.pid
     os.kill(parent, signal.SIGKILL)
-    _, error = process.communicate(timeout=120)
+    error = beside_progress(process.communicate(timeout=120)[1])
     assert process.returncode == 0, error
     assert contents(tmp_path / "out") == contents(straight)
 
@@ -185,7 +186,7 @@ def test_workers_that_cannot_start_end_the_build(data, tokenizer_path, tmp_path)
             if not has_ended(pid):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.002)
-    _, error = process.communicate()
+    error = beside_progress(process.communicate()[1])
     assert process.returncode == 2
     assert error.startswith("error: 3 workers in a row ended before their first shard (SIGKILL): free some memory or")
     assert error.count("\n") == 1
@@ -247,7 +248,7 @@ def test_a_mistake_in_the_input_ends_the_build_with_one_line(bad_data, data, tok
     for path in (data / "2.parquet", bad_data / "corrupt_page.parquet"):
         (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
     done = run_cli("preprocess", "tokenize", tmp_path / "in", tmp_path / "out", "--tokenizer", tokenizer_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert (done.returncode, beside_progress(done.stderr).count("\n")) == (2, 1)
     assert "corrupt_page.parquet: row group 0 cannot be read" in done.stderr
     assert not (tmp_path / "out/index.json").exists()
 
@@ -262,7 +263,7 @@ def test_a_bug_in_a_worker_shows_its_traceback(data, tokenizer_path, tmp_path):
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tokenizer_path, tmp_path):
     options = ("--tokenizer", tokenizer_path, "--workers", 2)
     done = limited(resource.RLIMIT_FSIZE, 400_000, "tokenize", data, tmp_path / "out", *options)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert (done.returncode, beside_progress(done.stderr).count("\n")) == (2, 1)
     message = (
         r"out/0000\d\.npy cannot be written \(File too large; at least [\d,]+ bytes are wanted for it\): allow larger"
     )
@@ -277,7 +278,7 @@ def test_a_worker_without_memory_says_so(data, tokenizer_path, tmp_path):
     done = limited(resource.RLIMIT_AS, 6 << 30, "tokenize", data / "7.parquet", tmp_path / "out", *options)
     assert done.returncode == 2
     assert "shard 0 (7.parquet, row groups 0 to 0) ended its worker 3 times (out of memory): " in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert beside_progress(done.stderr).count("\n") == 1
 
 
 def test_the_space_that_shards_take_is_estimated_from_above(small_tokens, small_input):
