@@ -44,8 +44,11 @@ def learned(model, ids, targets, starts_BT=None):
     "changes",
     [
         {},
-        {"model__hidden_size": 32, "model__num_attention_heads": 2, "model__num_key_value_heads": 1},  # by flash.cpp
-        {"training__activation_checkpointing": "selective"},
+        pytest.param(  # by flash.cpp
+            {"model__hidden_size": 32, "model__num_attention_heads": 2, "model__num_key_value_heads": 1},
+            marks=pytest.mark.long,
+        ),
+        pytest.param({"training__activation_checkpointing": "selective"}, marks=pytest.mark.long),
         {"training__activation_checkpointing": "full"},
     ],
     ids=str,

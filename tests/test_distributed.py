@@ -62,11 +62,11 @@ OTHERS = [
 LAYOUTS = [*PLAIN, *OTHERS]
 NAMES = [layout.name for layout in LAYOUTS]
 FSDP2 = PLAIN[1]
-PAIRS = [pair for pair in product(PLAIN, PLAIN) if pair[0] != pair[1]]
-PAIRS += [pair for other in OTHERS for pair in ((other, FSDP2), (FSDP2, other))]
 TIED = {"tied": True, "untied": False}
-CHANGES = [(*pair, head) for pair, head in product(PAIRS, TIED) if head == "tied" or FSDP2 in pair]
-"""Every pair with a tied head; from and to FSDP on two ranks with another."""
+CHANGES = [(FSDP2, layout, head) for layout, head in product(LAYOUTS, TIED) if layout != FSDP2]
+CHANGES += [(layout, FSDP2, "tied") for layout in LAYOUTS if layout != FSDP2]
+MORE_CHANGES = [change for change in product(PLAIN, PLAIN, TIED) if change[0] != change[1] and change not in CHANGES]
+"""From one layout to another: every one from and to FSDP on two ranks; for the long tests each plain one to each."""
 
 
 def recipe(tied: bool) -> RunConfig:
@@ -114,18 +114,31 @@ def runs(small_tokens, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def continued(runs, small_tokens, tmp_path_factory) -> Path:
-    """For each of CHANGES, one step under the second from the checkpoint that the first left at SAVED_STEP."""
+    """For each of CHANGES, a run that `go_on` left."""
     directory = tmp_path_factory.mktemp("continued")
+    go_on(CHANGES, runs, small_tokens, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def continued_more(runs, small_tokens, tmp_path_factory) -> Path:
+    """The same for MORE_CHANGES."""
+    directory = tmp_path_factory.mktemp("continued-more")
+    go_on(MORE_CHANGES, runs, small_tokens, directory)
+    return directory
+
+
+def go_on(changes: list[tuple], runs: Path, tokens: Path, directory: Path) -> None:
+    """For each change, one step under its second layout from the checkpoint that the first left at SAVED_STEP."""
     for size in (1, 2, 4):
         jobs = []
-        for before, after, head in CHANGES:
+        for before, after, head in changes:
             if after.num_processes == size:
                 run = directory / f"{before.name}-{after.name}-{head}"
                 shutil.copytree(runs / f"{before.name}-{head}", run)
                 shutil.rmtree(run / "checkpoints" / f"step-{STEPS:08d}")
-                jobs.append(job(recipe(TIED[head]), after, small_tokens, run, SAVED_STEP + 1))
+                jobs.append(job(recipe(TIED[head]), after, tokens, run, SAVED_STEP + 1))
         carry_out(size, jobs, directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +203,17 @@ def test_every_layout_sees_the_same_data_and_validates_alike(head, runs):
 @pytest.mark.parametrize(("before", "after", "head"), [(b.name, a.name, head) for b, a, head in CHANGES])
 @pytest.mark.timeout(900)
 def test_a_checkpoint_of_each_layout_continues_under_each_other(before, after, head, continued, plain, runs):
+    check_continued(before, after, head, continued, plain, runs)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("before", "after", "head"), [(b.name, a.name, head) for b, a, head in MORE_CHANGES])
+@pytest.mark.timeout(1800)
+def test_a_checkpoint_of_each_plain_layout_continues_under_each_other(before, after, head, continued_more, plain, runs):
+    check_continued(before, after, head, continued_more, plain, runs)
+
+
+def check_continued(before, after, head, continued, plain, runs):
     record = read_metrics(continued / f"{before}-{after}-{head}")[SAVED_STEP]
     assert record["step"] == SAVED_STEP + 1
     for key in ("loss", "grad_norm"):

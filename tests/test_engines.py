@@ -21,7 +21,7 @@ from tests.helpers import read_column, run_cli
 pytest.importorskip("gigatoken")
 pytest.importorskip("fastokens")
 
-NAMES = ("gpt2", "qwen3", *(pytest.param(name, marks=pytest.mark.long) for name in ("cl100k_base", "o200k_base")))
+NAMES = ("qwen3", *(pytest.param(name, marks=pytest.mark.long) for name in ("gpt2", "cl100k_base", "o200k_base")))
 KINDS = (GigatokenEngine, FastokensEngine)
 
 

@@ -177,7 +177,7 @@ def shard_of(directory, name):
     return next(i for i, shard in enumerate(index.shards) if index.sources[shard.source].path == name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_duplicates_are_found_and_a_share_kept_apart_on_a_cluster_as_in_one_process(
     data, tokenizer_path, tmp_path, cluster
 ):
@@ -289,7 +289,7 @@ def test_two_builds_of_one_output_never_mix_and_one_whose_driver_was_killed_cont
     assert contents(tmp_path / "out") == contents(straight)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tasks_that_outlive_their_driver_write_nothing_more(
     small_input, small_tokens, tokenizer_path, tmp_path, cluster
 ):

@@ -64,7 +64,7 @@ def family(pid: int) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "pipeline"])
+@pytest.mark.parametrize("strategy", [pytest.param("fsdp", marks=pytest.mark.long), "pipeline"])
 def test_a_run_killed_twice_equals_an_uninterrupted_one_bit_for_bit(strategy, small_tokens, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert run_cli("train", *arguments(small_tokens, straight, strategy)).returncode == 0
@@ -88,7 +88,7 @@ def test_a_run_continues_under_the_other_strategy_with_the_same_data(small_token
         assert one[1:4] == pytest.approx(other[1:4], rel=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_ends_a_run_saved_and_the_same_command_continues_it(number, small_tokens, tmp_path):
     run = tmp_path / "run"
     options = [*arguments(small_tokens, run, "fsdp"), "--training.total-steps", 100_000, "--checkpoint.every", "None"]
