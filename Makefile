@@ -48,8 +48,8 @@ demo: $(READY) ## everything once on two cores: corpus, tokenizer, dataset, two 
 	$(PYTHON) -m preprocess sample-corpus $(DEMO)/corpus --megabytes 12
 	@$(MAKE) --no-print-directory tokenize DATA=$(DEMO)/corpus VOCAB_SIZE=8192 CHUNK_LENGTH=256 TOKENS=$(DEMO)/tokens
 	@$(MAKE) --no-print-directory inspect TOKENS=$(DEMO)/tokens
-	@$(MAKE) --no-print-directory train-pipeline TOKENS=$(DEMO)/tokens RUN=$(DEMO)/run NPROC=2 ARGS='--training.total-steps 100 --stop-step 50'
-	@$(MAKE) --no-print-directory train-fsdp TOKENS=$(DEMO)/tokens RUN=$(DEMO)/run NPROC=2 ARGS='--training.total-steps 100'
+	@$(MAKE) --no-print-directory train-pipeline TOKENS=$(DEMO)/tokens RUN=$(DEMO)/run NPROC=2 ARGS='--training.total-steps 60 --stop-step 30'
+	@$(MAKE) --no-print-directory train-fsdp TOKENS=$(DEMO)/tokens RUN=$(DEMO)/run NPROC=2 ARGS='--training.total-steps 60'
 	@$(MAKE) --no-print-directory sample RUN=$(DEMO)/run PROMPT='def '
 	@$(MAKE) --no-print-directory report RUN=$(DEMO)/run
 
