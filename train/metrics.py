@@ -137,7 +137,7 @@ def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     is_onednn = lanes() > 0 and is_plain_fp32(matrix, matrix)
     multiply = product if is_onednn else torch.matmul
-    seconds = []
+    seconds = list[float]()
     for _ in range(tries + 1):  # the first warms up; where bfloat16 is emulated one takes seconds
         if sum(seconds[1:]) > 1:
             break
