@@ -121,6 +121,27 @@ class ReadingOrder:
         """The position of `cursor`: the inverse of `cursor`."""
         return cursor.epoch * self.num_training + self._place(cursor)
 
+    def epoch(self, position: int) -> int:
+        """The epoch of the cursor at `position`."""
+        return position // self.num_training
+
+    def times(self, chunk: int, positions: range) -> list[int]:
+        """Those of `positions` at which a chunk, named by its number, is read: none of one that is held out.
+
+        >>> ReadingOrder((5, 1)).times(5, range(3, 18))
+        [5, 11, 17]
+        """
+        if chunk >= self.num_training:
+            return []
+        shards, offsets = self.locate(np.array([chunk]))
+        epochs = range(positions.start // self.num_training, -(-positions.stop // self.num_training))
+        all_times = (self.position(Cursor(epoch, int(shards[0]), int(offsets[0]))) for epoch in epochs)
+        return [position for position in all_times if position in positions]
+
+    def is_training(self, chunks: Chunks) -> npt.NDArray[np.bool_]:
+        """Whether each chunk is trained on, and not held out."""
+        return chunks < self.num_training
+
     def chunks(self, positions: range) -> Chunks:
         """Numbers, in natural order over all shards, of the chunks at `positions`."""
         parts, position = [np.empty(0, np.int64)], positions.start
