@@ -30,13 +30,20 @@ def start(at: float, after: int = 0, *, undone: int = 0, setup_s: float = 5.0, *
     return event(at, "start", step=after, **told, undone=undone, undone_s=float(undone))
 
 
-def write_run(run: Path, records: list[Any], events: list[Any], recipe: dict[str, Any] | None = None, **state) -> Path:
-    """A run's directory with these lines; a string is a line as it is."""
+def write_run(
+    run: Path,
+    records: list[Any],
+    events: list[Any],
+    recipe: dict[str, Any] | None = None,
+    identity: dict[str, Any] | None = None,
+    **state,
+) -> Path:
+    """A run's directory with these lines; a string is a line as it is. `identity` is what is beside the recipe."""
     run.mkdir(parents=True, exist_ok=True)
     for name, lines in (("metrics.jsonl", records), ("events.jsonl", events)):
         (run / name).write_text("".join(x if isinstance(x, str) else json.dumps(x) + "\n" for x in lines))
-    identity = {"recipe": recipe or {}, "dataset": "d" * 64, "tokenizer": "t" * 64, "packing": None}
-    write_sealed(run / "run.json", {"identity": identity, "total_steps": 100, "versions": {}})
+    plain = {"recipe": recipe or {}, "dataset": "d" * 64, "tokenizer": "t" * 64, "packing": None}
+    write_sealed(run / "run.json", {"identity": plain | (identity or {}), "total_steps": 100, "versions": {}})
     if state:
         write_sealed(run / "state.json", state)
     return run

@@ -9,8 +9,9 @@ import torch
 from shared.errors import FormatError
 from shared.format import tokens_path
 from tests.train_helpers import recipe, write_tokens
-from train.data import Batch, ChunkReader, chain_digest, reading_order
+from train.data import Batch, ChunkReader, chain_digest
 from train.loss import IGNORED
+from train.orders import reading_order
 from train.views import open_view
 
 CPU = torch.device("cpu")

@@ -203,10 +203,52 @@ def test_two_runs_are_in_the_same_plots(browser, run, tmp_path):
         assert visit.misdeeds == []
 
 
+def of_sources(directory, *names, **identity):
+    """A run of 30 steps whose losses tell its sources apart, of which the last is not in every step."""
+    losses = [{f"loss_{name}": (4.0 + place) / n**0.3 for place, name in enumerate(names)} for n in range(1, 31)]
+    for number, of_step in enumerate(losses):
+        if number % 3 == 0:
+            of_step.pop(f"loss_{names[-1]}")
+    losses[-1] |= {f"validation_loss_{name}": 2.0 + place for place, name in enumerate(names)}
+    records = [step(n, loss=4.0 / n**0.3, **of_step) for n, of_step in enumerate(losses, 1)]
+    return write_run(
+        directory, records, [start(5)], plain(recipe()), {"sources": dict.fromkeys(names, "f"), **identity}
+    )
+
+
+def test_the_loss_of_each_source_is_a_curve_of_one_run_and_of_two(browser, tmp_path):
+    begun = {"run": "../runs/first", "step": 30, "optimizer": "kept"}
+    one = of_sources(tmp_path / "first", "web", "code", "books")
+    other = of_sources(tmp_path / "second", "web", "math", beginning=begun)
+    report([one], tmp_path / "one.html")
+    report([one, other], tmp_path / "two.html")
+    with opened(browser, tmp_path / "one.html") as visit:
+        for name in ("source-loss", "source-validation"):
+            keys = visit.page.locator(f"#plot-{name} .key")
+            assert keys.all_inner_texts() == ["web", "code", "books"]
+            assert keys.locator(".dash0").evaluate_all("all => new Set(all.map(x => x.className.baseVal)).size") == 3
+        visit.page.locator("#plot-source-loss .canvas").focus()
+        visit.page.keyboard.press("ArrowRight")
+        assert readout(visit, "source-loss").startswith("step 1: web 4, code 5, ")
+        told = f"web, loss {4.0 / 30**0.3:.4f} at step 30, validation 2.0000 at step 30; code, "
+        assert visit.page.get_by_text(told).count() == 1
+        assert visit.misdeeds == []
+    with opened(browser, tmp_path / "two.html") as visit:
+        keys = visit.page.locator("#plot-source-loss .key").all_inner_texts()
+        assert keys == ["first: web", "first: code", "first: books", "second: web", "second: math"]
+        assert visit.page.locator("#plot-source-validation .key").all_inner_texts() == keys
+        styles = visit.page.locator("#plot-source-loss .key polyline").evaluate_all(
+            "all => all.map(x => x.className.baseVal)"
+        )
+        assert len(set(styles)) == 5
+        assert visit.page.get_by_text("step 30 of ../runs/first, optimizer kept").count() == 1
+        assert visit.misdeeds == []
+
+
 # hostile text
 
 
-def hostile_run(directory):
+def hostile_run(directory, *, has_sources=False):
     """A run in which every text is a payload."""
     turns = iter(PAYLOADS * 20)
     tokens = directory.parent / "tokens"
@@ -224,11 +266,14 @@ def hostile_run(directory):
         ]
         events += [start(8 + number, number, layout=payload, host=payload, ranks=payload)]
     events += [event(999, "stopped", step=9, reason=next(turns))]
-    records = [step(n, data_digest=PAYLOADS[n % len(PAYLOADS)]) for n in range(1, 100)]
+    losses = {f"{name}{payload}": 3.0 for name in ("loss_", "validation_loss_") for payload in PAYLOADS}
+    records = [step(n, data_digest=PAYLOADS[n % len(PAYLOADS)], **losses) for n in range(1, 100)]
     tree = {"model": dict.fromkeys(PAYLOADS, PAYLOADS[0]), **{payload: payload for payload in PAYLOADS}}
     write_run(directory, records, events, tree, state=next(turns), reason=next(turns), time=BEGAN)
     identity = {"recipe": tree, **{name: next(turns) for name in ("tokenizer", "packing", "validation")}}
-    identity["dataset"] = fingerprint
+    identity |= {"dataset": fingerprint, "beginning": dict.fromkeys(("run", "step", "optimizer"), next(turns))}
+    if has_sources:
+        identity["sources"] = dict.fromkeys(PAYLOADS, next(turns))
     write_sealed(directory / "run.json", {"identity": identity, "total_steps": PAYLOADS[0]})
     checkpoint = directory / "checkpoints" / "step-00000009"
     checkpoint.mkdir(parents=True)
@@ -246,7 +291,7 @@ def test_no_text_of_a_run_acts(browser, tmp_path):
         directory = directory.rename(name) if directory != name else directory
         page = tmp_path / f"page{number}.html"
         report([directory], page)
-    other = hostile_run(tmp_path / "other" / NAMES[1])
+    other = hostile_run(tmp_path / "other" / NAMES[1], has_sources=True)
     report([directory, other], tmp_path / "two.html")
     for page in [*(tmp_path / f"page{number}.html" for number in range(len(names))), tmp_path / "two.html"]:
         is_last = page.name == "two.html"

@@ -163,6 +163,7 @@ OPTIONS = [
     ("data__validation_chunks", 8, validation_losses),
     ("data__validation", "split", validation_losses),
     ("data__validation", "split", data),
+    ("data__sources", [{"name": "validation", "weight": 1.0}], data),
     ("optimizer__name", "muon", losses),
     ("optimizer__learning_rate", 2e-2, rates),
     ("optimizer__min_learning_rate", 2e-3, rates),
@@ -216,6 +217,8 @@ REQUEST = {  # what a user asks for beside the recipe, and where that is shown t
     "deadline": "tests/test_deadline.py",
     "steal": "tests/test_launch.py",
     "output": "tests/test_console.py",
+    "begin_from": "tests/test_beginning.py",
+    "reset_optimizer": "tests/test_beginning.py",
     "loggers": "tests/test_loggers.py",
 }
 

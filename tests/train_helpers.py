@@ -154,13 +154,13 @@ def _shard(number: int, rows: Sequence[Sequence[int]], length: int, documents_sh
 
 
 def write_documents(
-    directory: Path, shards: Sequence[Sequence[int]], *, vocab_size: int = 60_001, end: int = 60_000
+    directory: Path, shards: Sequence[Sequence[int]], *, vocab_size: int = 60_001, end: int = 60_000, first: int = 0
 ) -> Index:
     """A dataset with documents of these sizes, end-of-document ids included; a size of 0 is an empty row.
 
-    Ids count up over all shards, but for those that end a document.
+    Ids count up from `first` over all shards, but for those that end a document.
     """
-    tokens, count = [], 0
+    tokens, count = [], first
     for sizes in shards:
         ids: list[int] = []
         for size in sizes:

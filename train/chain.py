@@ -9,6 +9,8 @@ from shared.errors import FormatError, StorageError
 from shared.format import TOKENIZER_NAME, Index, read_index
 from shared.storage import SEAL, read_sealed, seal, sha256_file
 from train.checkpoint_directory import MANIFEST_NAME, checkpoints, step_of
+from train.data_sources import NAME
+from train.datasets import Dataset, Datasets
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME
 from train.recorded import Recorded, read_run, section
 
@@ -64,18 +66,26 @@ def _dataset(recorded: Recorded, identity: Mapping[str, Any]) -> list[Link]:
     told = [section(event, "reads").get("tokens") for event in recorded.events if event["event"] == "start"]
     named = [tokens for tokens in told if isinstance(tokens, str)]
     index, note = (
-        _index(Path(named[-1]), fingerprint) if named else (None, "the run does not tell where its dataset is")
+        _index(Path(named[-1]), identity.get("sources"), fingerprint)
+        if named
+        else (None, "the run does not tell where its dataset is")
     )
     links = [] if index is None else [_inputs(index)]
+    sources = identity.get("sources")
+    if isinstance(sources, dict):
+        links += [Link(f"source {name}", str(found), note) for name, found in sources.items()]
     dataset = Link("dataset", fingerprint, note, None if index is None else index.fingerprint == fingerprint)
     others = {"packing": "how it is cut into chunks", "validation": "held-out texts"}
     return [*links, dataset, *(Link(n, str(identity[n]), note) for n, note in others.items() if identity.get(n))]
 
 
-def _index(tokens: Path, fingerprint: str) -> tuple[Index | None, str]:
-    """The index of the dataset, if it is there and is the run's, and what there is to say of it."""
+def _index(tokens: Path, sources: Any, fingerprint: str) -> tuple[Index | None, str]:
+    """The index of the dataset or of all sources, if it is there and is the run's, and what there is to say of it."""
+    names = [*sources] if isinstance(sources, dict) and sources else [""]
+    if names != [""] and not all(map(NAME.fullmatch, names)):
+        return None, f"{RUN_NAME} has sources that no directory may be called after"
     try:
-        index = read_index(tokens)
+        index = Datasets(tuple(Dataset(name, tokens / name, read_index(tokens / name)) for name in names)).index
     except (FormatError, StorageError) as error:
         return None, f"it is not where it was: {error}"
     if index.fingerprint != fingerprint:

@@ -40,6 +40,8 @@ def run(arguments: Sequence[str], signals: Signals | None = None) -> int:
         options.deadline,
         options.steal,
         _output(options),
+        options.begin_from,
+        options.reset_optimizer,
         options.loggers,
     )
     if "RANK" in os.environ:

@@ -1,6 +1,6 @@
 """The columns of a run as curves of few points, and its events as marks beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from train.recorded import Recorded, Values, number
+from train.recorded import Recorded, Values, loss_columns, number
 from train.starts import ENDS
 
 MOST_POINTS = 1000
@@ -45,6 +45,7 @@ PLOTS = (
     Plot("data-wait", "Waiting for data", "s per step", {"data_wait_s": "data-wait"}, is_logarithmic=True),
     Plot("bubble", "Pipeline bubble", "share of a step", {"bubble": "bubble"}),
 )
+"""Of any run."""
 KINDS = {
     "spike": ("P", "spike"),
     "skip": ("X", "step skipped"),
@@ -83,11 +84,24 @@ class Mark:
     text: str
 
 
+def plots_of(sources: Sequence[str]) -> Sequence[Plot]:
+    """The plots of runs whose mixtures have these sources, the losses of each of them behind those of all."""
+    if not sources:
+        return PLOTS
+    training, validation = ({loss_columns(name)[which]: name for name in sources} for which in range(2))
+    return (
+        PLOTS[0],
+        Plot("source-loss", "Loss of each source", "nats per token", training),
+        Plot("source-validation", "Validation loss of each source", "nats per token", validation),
+        *PLOTS[1:],
+    )
+
+
 def curves(recorded: Recorded, plot: Plot) -> list[Curve]:
     """The curves of a plot; columns without a value have none, and columns that are all the same have one."""
     columns, drawn = recorded.columns, dict[str, str]()
     for name, label in plot.columns.items():
-        if np.isnan(columns[name]).all():
+        if name not in columns or np.isnan(columns[name]).all():
             continue
         twin = next((other for other in drawn if np.array_equal(columns[other], columns[name], equal_nan=True)), None)
         if twin is None:

@@ -18,10 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shared.cursor import Chunks, ReadingOrder, rank_positions
+from shared.cursor import Chunks, rank_positions
 from train.buffers import Widening
 from train.config import RunConfig
 from train.loss import IGNORED
+from train.orders import reading_order, validation_order
 from train.places import Places
 from train.sequences import DIGEST_BYTES, Spans
 from train.views import View
@@ -80,10 +81,11 @@ class ChunkReader:
         dp_size: int,
         device: torch.device,
         validation: View | None = None,
+        starts: tuple[int, ...] = (),
     ) -> None:
-        self.device = device
-        self.order = reading_order(view, config)
-        self.num_held_out = config.data.validation_chunks
+        self.device, self.sources = device, config.data.sources
+        self.order = reading_order(view, config, starts)
+        self.num_held_out = config.data.validation_chunks * max(len(self.sources), 1)
         self.global_batch = config.data.global_batch
         self._length = config.data.sequence_length
         share = rank_positions(0, self.global_batch, dp_rank, dp_size)
@@ -204,28 +206,6 @@ def _tensor(array: npt.NDArray, device: torch.device) -> Tensor:
     """The array as a tensor that goes to `device` without the host waiting; its memory is used again when it may be."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory() if device.type == "cuda" else tensor
-
-
-def reading_order(view: View, config: RunConfig) -> ReadingOrder:
-    """The order in which `config` reads the chunks of `view`."""
-    seed = config.training.seed if config.data.order == "shuffled" else None
-    reserved = config.data.validation_chunks if config.data.validation == "reserved" else 0
-    return _order(view, config, reserved, seed)
-
-
-def validation_order(view: View, config: RunConfig) -> ReadingOrder:
-    """The order of the validation split that `view` is of, at the end of which are the chunks that `config` wants."""
-    return _order(view, config, config.data.validation_chunks, None)
-
-
-def _order(view: View, config: RunConfig, num_held_out: int, seed: int | None) -> ReadingOrder:
-    length, unit_length = config.data.sequence_length, config.data.shuffle_length
-    if unit_length is None:
-        return ReadingOrder(view.shard_chunks, num_held_out, seed)
-    targets = np.array(view.shard_chunks) * length
-    last = np.flatnonzero(targets), np.array(view.shard_chunks)[targets > 0] - 1
-    targets[last[0]] += view.num_targets(*last) - length
-    return ReadingOrder.of_stream(targets, length, unit_length, num_held_out, seed)
 
 
 def chain_digest(digest: str, row_digests: npt.NDArray[np.uint8]) -> str:

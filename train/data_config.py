@@ -5,6 +5,7 @@ from typing import Literal
 
 from shared.errors import ConfigError
 from train.architecture import at_least, nearest_multiple
+from train.data_sources import DataSource, check_sources
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,17 @@ class DataConfig:
     validation_chunks: int = 0
     """How many chunks the validation loss is over, a multiple of global_batch."""
     validation: Literal["reserved", "split"] = "reserved"
-    """reserved: the last chunks of the dataset, never trained on. split: the last of TOKENS/validation."""
+    """reserved: the last chunks of the dataset, never trained on. split: the last of TOKENS/validation. Of several
+    sources each holds out so many."""
+    sources: tuple[DataSource, ...] = ()
+    """Datasets in TOKENS that are read by turns, as their weights say. None listed: TOKENS is the dataset."""
 
     def __post_init__(self) -> None:
         at_least("data.sequence_length", self.sequence_length, 1)
         at_least("data.global_batch", self.global_batch, 1)
         at_least("data.validation_chunks", self.validation_chunks, 0)
+        if self.sources:
+            check_sources(self.sources)
         if self.shuffle_length is not None:
             at_least("data.shuffle_length", self.shuffle_length, 1)
             self._check_shuffle_length(self.shuffle_length)

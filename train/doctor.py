@@ -50,8 +50,10 @@ def examine(patient: Patient) -> Iterator[Finding]:
         yield _devices()
         index = None
         if patient.tokens is not None:
-            index, found = _dataset(patient.tokens)
-            yield from found
+            tokens, sources = patient.tokens, patient.config.data.sources
+            examined = [_dataset(directory) for directory in [tokens / source.name for source in sources] or [tokens]]
+            yield from (found for _, all_found in examined for found in all_found)
+            index = examined[0][0] if all(index for index, _ in examined) else None
         if patient.run is not None:
             yield from _run(patient, index)
         yield from _step(ranks.wait())

@@ -1,7 +1,8 @@
 """What a step's forward and backward passes came to, and what it means if that is not finite."""
 
 import math
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 TOLERANCE = 1e-3
 """Of two results of the same step: a device that adds up in any order gives no closer ones."""
@@ -13,6 +14,8 @@ class Gradient:
 
     loss: float
     norm: float
+    source_losses: Mapping[str, float] = field(default_factory=dict)
+    """`loss_NAME` of each source of a mixture."""
 
     @property
     def is_finite(self) -> bool:
@@ -35,7 +38,7 @@ def why_not_finite(first: Gradient, again: Gradient) -> str:
 
     Source: Megatron-LM's rerun state machine.
     """
-    are_same = all(map(_is_same, astuple(first), astuple(again)))
+    are_same = _is_same(first.loss, again.loss) and _is_same(first.norm, again.norm)
     return "the data or the model" if are_same else "the hardware"
 
 

@@ -4,16 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.cursor import ReadingOrder
 from shared.directories import exists
 from shared.errors import FormatError
-from shared.format import INDEX_NAME, VALIDATION_NAME, read_index
+from shared.format import INDEX_NAME, VALIDATION_NAME
+from shared.mixed_order import Order
 from shared.rows import InputRows, ShardRow
-from train.data import validation_order
+from train.mixed_view import open_validation
+from train.orders import validation_order
 from train.provenance import Provenance
 from train.replay import Replay
 from train.trace import chunks_with
-from train.views import View, open_validation
+from train.views import View
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,15 @@ def held_out(replay: Replay, source: str, row: int) -> HeldOut:
     """
     where = InputRows(replay.index).shard_row(source, row)
     view, order = replay.cut(replay.config.data)
-    numbers = order.bounds[where.shard] + np.array(
-        chunks_with(Provenance(replay.tokens, replay.index), view, where), np.int64
-    )
+    numbers = order.bounds[where.shard] + np.array(chunks_with(Provenance(replay.datasets), view, where), np.int64)
     validated = _validated(order, numbers) if order.num_held_out else 0
-    reserved = int((numbers >= order.num_training).sum()) - validated
-    if not exists(replay.tokens / VALIDATION_NAME / INDEX_NAME):
+    reserved = int((~order.is_training(numbers)).sum()) - validated
+    if not all(exists(part.tokens / VALIDATION_NAME / INDEX_NAME) for part in replay.datasets.parts):
         return HeldOut(validated, reserved, False)
-    split = read_index(replay.tokens / VALIDATION_NAME)
-    provenance, there = Provenance(replay.tokens / VALIDATION_NAME, split), InputRows(split).shard_row(source, row)
+    splits = replay.datasets.validation
+    provenance, there = Provenance(splits), InputRows(splits.index).shard_row(source, row)
     is_kept_apart = len(provenance.ids(there.shard, there.row)) > 0
-    opened = open_validation(replay.tokens, replay.index, replay.config)
+    opened = open_validation(replay.datasets, replay.config)
     if opened is None or not is_kept_apart:
         return HeldOut(validated, reserved, is_kept_apart)
     return HeldOut(_validated_of_split(replay, opened, provenance, there), reserved, True)
@@ -62,5 +61,5 @@ def _validated_of_split(replay: Replay, opened: tuple[View, str], provenance: Pr
     return _validated(order, order.bounds[where.shard] + np.array(chunks_with(provenance, view, where), np.int64))
 
 
-def _validated(order: ReadingOrder, numbers: np.ndarray) -> int:
+def _validated(order: Order, numbers: np.ndarray) -> int:
     return int(np.isin(numbers, order.held_out(range(order.num_held_out))).sum())

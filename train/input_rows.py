@@ -21,14 +21,20 @@ class Asked:
 
     tokens: Path
     data: str | None
+    names: tuple[str, ...] = ()
+    """Of the datasets in it, if it is the directory of several: their input files are told as NAME/path, and are in a
+    directory NAME of `data`, if there is one, else in `data` itself."""
 
     def about(self, rows: Iterable[Row]) -> dict[Row, dict[str, Any]]:
         """What is told of each of `rows`.
 
         Raises: InputError with the message of who was asked.
         """
-        lines = "".join(json.dumps({"source": source, "row": row}) + "\n" for source, row in dict.fromkeys(rows))
-        told = self._ask(["-"], lines) if lines else []
+        lines = dict[str, str]()
+        for source, row in dict.fromkeys(rows):
+            name, path = self._split(source)
+            lines[name] = lines.get(name, "") + json.dumps({"source": path, "row": row}) + "\n"
+        told = [document for name, wanted in lines.items() for document in self._ask(name, ["-"], wanted)]
         return {(document["source"], document["row"]): document for document in told}
 
     def find(self, wanted: str) -> list[dict[str, Any]]:
@@ -36,7 +42,14 @@ class Asked:
 
         Raises: InputError if there is none, or more than MOST_FOUND.
         """
-        found = self._ask([f"--find={wanted}"], "")
+        found, problems = list[dict[str, Any]](), list[str]()
+        for name in self.names or ("",):
+            try:
+                found += self._ask(name, [f"--find={wanted}"], "")
+            except InputError as error:  # that it has none, or not all of it can be read; another one may have it
+                problems.append(str(error))
+        if not found:
+            raise InputError("; ".join(problems))
         if len(found) <= MOST_FOUND:
             return found
         shown = ", ".join(f"{document['source']}:{document['row']}" for document in found[:MOST_SHOWN])
@@ -45,11 +58,23 @@ class Asked:
             f"{safe_text(shown)} and {len(found) - MOST_SHOWN:,} more"
         )
 
-    def _ask(self, arguments: list[str], lines: str) -> list[dict[str, Any]]:
-        where = [str(self.tokens), *arguments, *([] if self.data is None else [f"--data={self.data}"])]
+    def _split(self, source: str) -> tuple[str, str]:
+        """The dataset that an input file is of, and what the file is called there."""
+        if not self.names:
+            return "", source
+        name, _, path = source.partition("/")
+        return name, path
+
+    def _ask(self, name: str, arguments: list[str], lines: str) -> list[dict[str, Any]]:
+        """What is told by the dataset of that name, or the only one."""
+        where = [str(self.tokens / name), *arguments]
+        if self.data is not None:
+            own = Path(self.data, name)
+            where.append(f"--data={own if own.exists() else self.data}")
         command = [sys.executable, "-m", "preprocess", "documents", *where]
         asked = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
         if asked.returncode:
             words = asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"]
             raise InputError(words[-1].removeprefix("error: "))
-        return [json.loads(line) for line in asked.stdout.splitlines()]
+        told = [json.loads(line) for line in asked.stdout.splitlines()]
+        return [document | {"source": f"{name}/{document['source']}"} if name else document for document in told]

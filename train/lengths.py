@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from shared.config import structure
-from shared.cursor import Cursor, ReadingOrder
+from shared.cursor import Cursor
 from shared.errors import ConfigError
-from shared.format import Index
+from shared.mixed_order import Order
 from train.config import DataConfig, RunConfig
-from train.data import reading_order
-from train.views import open_view
+from train.datasets import Datasets
+from train.mixed_view import view_of
+from train.orders import reading_order
 
 LENGTHS = {"data.sequence_length", "data.validation_chunks"}
 """What may differ together when a run is continued, if `why_other_tokens` has nothing against it."""
 
 
 def why_other_tokens(before: DataConfig, now: DataConfig) -> str | None:
-    """Why other tokens would be read or held out at the sequence length of `now`; None if the same ones would be.
+    """Why other tokens of a dataset would be read or held out at the sequence length of `now`; None if the same ones.
 
     >>> why_other_tokens(DataConfig(1024, shuffle_length=8192), DataConfig(2048, shuffle_length=8192))
     >>> why_other_tokens(DataConfig(1024), DataConfig(2048))
@@ -37,12 +38,17 @@ def why_other_tokens(before: DataConfig, now: DataConfig) -> str | None:
     return None
 
 
+def why_mixed(data: DataConfig) -> str | None:
+    """Why a run of several sources keeps its sequence length, whatever their tokens; None if it has no such."""
+    return f"the sources take turns by sequences, here of {data.sequence_length}" if data.sources else None
+
+
 def cursor_of(manifest: dict[str, Any], length: int) -> Cursor | None:
     """Where the checkpoint of that manifest goes on, in chunks of `length`; None if that is in the middle of one."""
     return Cursor(**manifest["cursor"]).at_length(manifest["recipe"]["data"]["sequence_length"], length)
 
 
-def check_place(run: Path, manifests: list[dict[str, Any]], tokens: Path, index: Index, length: int) -> None:
+def check_place(run: Path, manifests: list[dict[str, Any]], datasets: Datasets, length: int) -> None:
     """See that the newest of a run's checkpoints, whose manifests these are, is between two chunks of `length`.
 
     Raises: ConfigError if it is in the middle of one, with what leads out of it.
@@ -52,7 +58,7 @@ def check_place(run: Path, manifests: list[dict[str, Any]], tokens: Path, index:
         return
     step, cursor = manifests[-1]["step"], Cursor(**manifests[-1]["cursor"])
     then = structure(manifests[-1]["recipe"], RunConfig, str(run))
-    order, before = reading_order(open_view(tokens, index, then), then), then.data.sequence_length
+    order, before = reading_order(view_of(datasets, then), then), then.data.sequence_length
     num_steps, batch = way_out(order, order.position(cursor), then.data, length)
     other_batch = "" if batch == then.data.global_batch else f" and data.global_batch {batch}"
     steps = " or ".join(str(manifest["step"]) for manifest in fitting)
@@ -63,10 +69,11 @@ def check_place(run: Path, manifests: list[dict[str, Any]], tokens: Path, index:
     )
 
 
-def way_out(order: ReadingOrder, position: int, data: DataConfig, length: int) -> tuple[int, int]:
+def way_out(order: Order, position: int, data: DataConfig, length: int) -> tuple[int, int]:
     """How many steps of which global batch, at most that of `data`, lead from `position` to the end of a chunk of
     `length`, while the chunks of `order` are those of `data`.
 
+    >>> from shared.cursor import ReadingOrder
     >>> data = DataConfig(1024, global_batch=6, order="natural")
     >>> [way_out(ReadingOrder((100,)), position, data, 4096) for position in (2, 3)]
     [(1, 6), (1, 5)]

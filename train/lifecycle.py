@@ -122,5 +122,5 @@ def claim(prepared: Prepared, stack: ExitStack) -> str | None:
     clear_heartbeats(request.run)
     resolved = {"identity": prepared.identity, "total_steps": prepared.config.total_steps, "versions": versions()}
     write_sealed(request.run / RUN_NAME, resolved)
-    write_file(request.run / TOKENIZER_NAME, [read_bytes(request.tokens / TOKENIZER_NAME)])
+    write_file(request.run / TOKENIZER_NAME, [read_bytes(prepared.datasets.parts[0].tokens / TOKENIZER_NAME)])
     return None

@@ -46,14 +46,18 @@ def token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     )
 
 
-def fused_loss(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor, terms: LossTerms) -> Tensor:
+def fused_loss(
+    hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor, terms: LossTerms, each_BT: Tensor | None = None
+) -> Tensor:
     """Sum over the targets that are not IGNORED of the cross entropy of hidden @ weight.T, in fp32.
 
-    Its gradient is that of the cross entropy and the z-loss; its value is the cross entropy alone.
+    Its gradient is that of the cross entropy and the z-loss; its value is the cross entropy alone. Where it learns,
+    `each_BT` (fp32) is filled with what each target adds to it.
     """
     is_learned = torch.is_grad_enabled() and (hidden_BTC.requires_grad or weight_VC.requires_grad)
     apply: Callable[..., Tensor] = _FusedLoss.apply
-    return apply(hidden_BTC.flatten(0, -2), weight_VC, targets_BT.flatten(), terms, is_learned)
+    each_R = None if each_BT is None else each_BT.view(-1)
+    return apply(hidden_BTC.flatten(0, -2), weight_VC, targets_BT.flatten(), terms, is_learned, each_R)
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -65,14 +69,20 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_RC: Tensor, weight_VC: Tensor, targets_R: Tensor, terms: LossTerms, is_learned: bool
+        ctx: Any,
+        hidden_RC: Tensor,
+        weight_VC: Tensor,
+        targets_R: Tensor,
+        terms: LossTerms,
+        is_learned: bool,
+        each_R: Tensor | None,
     ) -> Tensor:
         device = hidden_RC.device.type
         is_autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if is_autocast else hidden_RC.dtype
         multiply = product if lanes() and is_plain_fp32(hidden_RC, weight_VC) else F.linear
         with torch.autocast(device, enabled=False):
-            chunks = _Chunks(hidden_RC.to(dtype), weight_VC.to(dtype), targets_R, terms, multiply)
+            chunks = _Chunks(hidden_RC.to(dtype), weight_VC.to(dtype), targets_R, terms, multiply, each_R)
             loss = chunks.run(is_learned)
         if is_learned:
             gradients = chunks.hidden_gradient.to(hidden_RC.dtype), chunks.weight_gradient().to(weight_VC.dtype)
@@ -89,6 +99,7 @@ class _FusedLoss(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -96,8 +107,15 @@ class _Chunks:
     """The sums over chunks of rows."""
 
     def __init__(
-        self, hidden_RC: Tensor, weight_VC: Tensor, targets_R: Tensor, terms: LossTerms, multiply: Any
+        self,
+        hidden_RC: Tensor,
+        weight_VC: Tensor,
+        targets_R: Tensor,
+        terms: LossTerms,
+        multiply: Any,
+        each_R: Tensor | None,
     ) -> None:
+        self.each_R = each_R
         self.hidden_RC, self.weight_VC, self.targets_R = hidden_RC, weight_VC, targets_R
         self.terms, self.multiply = terms, multiply
         self.hidden_gradient = torch.empty_like(hidden_RC)
@@ -121,9 +139,11 @@ class _Chunks:
         logits = self.multiply(self.hidden_RC[rows], self.weight_VC).float()
         if not is_learned:
             return self._loss(logits, rows)
-        loss = into_gradient(logits, self.targets_R[rows], self.terms)
+        losses_R1 = into_gradient(logits, self.targets_R[rows], self.terms)
+        if self.each_R is not None:
+            self.each_R[rows] = losses_R1[:, 0]
         self._learn(logits.to(self.weight_VC.dtype), rows)
-        return loss
+        return losses_R1.sum()
 
     def _loss(self, logits_RV: Tensor, rows: slice) -> Tensor:
         capped = cap(logits_RV, self.terms.softcap)
@@ -143,7 +163,7 @@ class _Chunks:
 
 
 def into_gradient(logits_RV: Tensor, targets_R: Tensor, terms: LossTerms) -> Tensor:
-    """The cross entropy of the rows, summed; `logits_RV` (fp32) becomes the gradient of the loss with all its terms.
+    """The cross entropy of each row; `logits_RV` (fp32) becomes the gradient of the loss with all its terms.
 
     In the rows of IGNORED targets it becomes anything finite.
     """
@@ -163,4 +183,4 @@ def into_gradient(logits_RV: Tensor, targets_R: Tensor, terms: LossTerms) -> Ten
     logits_RV.scatter_add_(1, safe_R1, logits_RV.new_full(safe_R1.shape, -1.0))
     if slope is not None:
         logits_RV.mul_(slope)
-    return (log_sum_R1 - target_logit_R1).where(is_real, 0.0).sum()
+    return (log_sum_R1 - target_logit_R1).where(is_real, 0.0)

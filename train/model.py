@@ -76,6 +76,8 @@ class ArgonneModel(nn.Module):
         self.document_mask, self.restart_positions = True, False  # what `starts_BT` does, if it is given
         self.z_loss = 0.0
         self.compilation: Compilation | None = None
+        self.sequence_losses: list[Tensor] | None = None
+        """Unless it is None, what each sequence added to the loss is put here, a tensor for each forward pass."""
         if part.is_first or (part.is_last and config.tie_word_embeddings):
             self.embed_tokens = nn.Embedding(config.vocab, config.hidden_size)
         self.blocks = nn.ModuleDict({str(number): Block(config) for number in part.layers})
@@ -124,7 +126,12 @@ class ArgonneModel(nn.Module):
         if targets_BT is None:
             return cap(self.lm_head(x), self.config.logit_softcap)
         terms = LossTerms(self.config.logit_softcap, self.z_loss if self.training else 0.0)
-        return fused_loss(x, self.lm_head.weight, targets_BT, terms)
+        if self.sequence_losses is None or not self.training:
+            return fused_loss(x, self.lm_head.weight, targets_BT, terms)
+        each_BT = torch.zeros(targets_BT.shape, dtype=torch.float32, device=x.device)
+        loss = fused_loss(x, self.lm_head.weight, targets_BT, terms, each_BT)
+        self.sequence_losses.append(each_BT.sum(1))
+        return loss
 
     def initialize(self, seed: int) -> None:
         """Fill every parameter with the values that `seed` and its name give, the same in every layout."""

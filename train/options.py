@@ -33,6 +33,11 @@ class RunOptions:
     """Times that the processes are started again after one died, without a new checkpoint meanwhile."""
     steal: bool = False
     """Take the run's directory over from whoever has it, which then changes nothing there any more."""
+    begin_from: Path | None = None
+    """Run whose newest checkpoint this one begins from, by a recipe of its own: another length, mixture or schedule.
+    Its steps count from 0, and what that has read of a dataset is not read again before the rest of it was."""
+    reset_optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --begin-from: take the weights alone from there, not the optimizer's state."""
     loggers: tuple[Logger, ...] = ()
     """Show the steps there too: RUN/tensorboard; W&B, offline unless WANDB_MODE says otherwise; Trackio."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

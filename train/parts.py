@@ -12,6 +12,7 @@ from train.heartbeat import Heartbeat
 from train.metrics import RunLog
 from train.provenance import Provenance
 from train.recovery import StopRequest
+from train.source_losses import SourceLosses
 from train.spikes import Spikes
 from train.stragglers import OwnWork
 from train.strategy import Strategy
@@ -31,6 +32,7 @@ class Parts:
     stop: StopRequest
     heartbeat: Heartbeat
     own_work: OwnWork
+    source_losses: SourceLosses
     spikes: Spikes
     provenance: Provenance
     least_token_s: float  # what a token would take if all ranks did nothing but multiply, at their measured peak

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from shared.cursor import Chunks, ReadingOrder
+from shared.cursor import Chunks
+from shared.mixed_order import Order
 from train.sequences import Sequences
 from train.views import View
 
@@ -24,7 +25,7 @@ class Places:
     def __init__(
         self,
         view: View,
-        order: ReadingOrder,
+        order: Order,
         chunks_at: Callable[[range], Chunks],
         global_batch: int,
         share: range,

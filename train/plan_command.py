@@ -10,9 +10,10 @@ from typing import Annotated
 import tyro
 
 from shared.errors import ConfigError
-from shared.format import Index, read_index
+from shared.format import Index
 from shared.terminal import safe_text
 from train.config import RunConfig, load_recipe
+from train.datasets import open_datasets
 from train.walltime import walltime
 
 GIB = 1 << 30
@@ -54,7 +55,7 @@ def plan(arguments: Sequence[str]) -> None:
     options = tyro.cli(PlanOptions, args=arguments, default=default, prog="python -m train plan")
     if not (math.isfinite(options.gpu_memory) and options.gpu_memory > 0):
         raise ConfigError(f"gpu_memory {options.gpu_memory} is no size: GiB of a GPU, more than 0, are wanted")
-    index = None if options.tokens is None else read_index(options.tokens)
+    index = None if options.tokens is None else open_datasets(options.tokens, options.config.data).index
     hardware = Hardware(
         gpus=options.gpus,
         memory_bytes=int(options.gpu_memory * GIB),

@@ -2,29 +2,35 @@
 
 import json
 import platform
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shared.config import structure, unstructure
-from shared.cursor import ReadingOrder
+from shared.cursor import Cursor
 from shared.directories import exists, listing, written_name
 from shared.errors import ConfigError
-from shared.format import VALIDATION_NAME, Index, read_index
+from shared.format import Index
 from shared.locks import LOCK_NAME
+from shared.mixed_order import MixedOrder, Order, parts_of
 from shared.storage import read_sealed
 from train.architecture import at_least
+from train.beginning import Beginning, beginning_of
 from train.config import RunConfig
-from train.data import reading_order, validation_order
+from train.datasets import Datasets, open_datasets
 from train.golden import check_tokenizer
 from train.layout import Layout, lay_out
-from train.lengths import LENGTHS, check_place, why_other_tokens
+from train.lengths import LENGTHS, check_place, why_mixed, why_other_tokens
 from train.loggers import check_loggers
+from train.mixed_view import open_validation, view_of
+from train.orders import reading_order, validation_order
+from train.passes import check_passes, passes_at_end
 from train.request import RunRequest
 from train.room import check_room
 from train.schedule import RESCHEDULING, first_difference
-from train.views import View, open_validation, open_view
+from train.views import View
 from train.walltime import parse_deadline
 
 RUN_NAME = "run.json"
@@ -38,6 +44,8 @@ CHANGEABLE = {
 its losses depend on but for the global batch, with which a run goes on where it was in its data (see also RESCHEDULING
 and LENGTHS)."""
 
+MAX_PASSES = re.compile(r"recipe\.data\.sources\.\d+\.max_passes")  # the order of the data does not depend on it
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -45,12 +53,29 @@ class Prepared:
 
     request: RunRequest
     config: RunConfig
-    index: Index
+    datasets: Datasets
     view: View
-    order: ReadingOrder
+    order: Order
     layout: Layout
+    beginning: Beginning | None = None
     validation: View | None = None
     validation_dataset: str | None = None
+
+    @property
+    def index(self) -> Index:
+        """Of all that the run reads."""
+        return self.datasets.index
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The position in each dataset that the run began at; none if it began at the front of all."""
+        return self.beginning.starts if self.beginning else ()
+
+    @property
+    def first(self) -> Cursor:
+        """The first chunk of the run."""
+        is_mixed = isinstance(self.order, MixedOrder)
+        return self.order.cursor(0 if is_mixed or not self.starts else self.starts[0])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -61,6 +86,8 @@ class Prepared:
             "packing": self.view.packing,
             "tokenizer": self.index.tokenizer.sha256,
             **({"validation": self.validation_dataset} if self.validation_dataset else {}),
+            **({"beginning": unstructure(self.beginning)} if self.beginning else {}),
+            **({"sources": fingerprints} if (fingerprints := self.datasets.fingerprints) else {}),
         }
 
     @property
@@ -81,22 +108,25 @@ def prepare(request: RunRequest, world_size: int) -> Prepared:
         parse_deadline(request.deadline, time.time())
     check_loggers(request.loggers)
     _check_device(request)
-    index = read_index(request.tokens)
-    view = open_view(request.tokens, index, request.config)
+    datasets = open_datasets(request.tokens, request.config.data)
+    view = view_of(datasets, request.config)
     view.check()
-    check_tokenizer(request.tokens, index)
-    tokenizer = index.tokenizer
+    for part in datasets.parts:
+        check_tokenizer(part.tokens, part.index)
+    tokenizer = datasets.index.tokenizer
     model = request.config.model.resolved(tokenizer.vocab_size, tokenizer.end_of_document_id)
     config = replace(request.config, model=model)
     at_least("training.total_steps", config.total_steps, 1)
-    order = reading_order(view, config)
-    _check_order(order, config, request.tokens)
+    _check_order(reading_order(view, config), config, datasets)
+    beginning = beginning_of(request, datasets, reading_order(view, config), config)
+    order = reading_order(view, config, beginning.starts if beginning else ())
     layout = lay_out(config, world_size)
     check_room(config, layout)
-    validation = open_validation(request.tokens, index, config)
-    _check_validation(validation, config, request.tokens)
-    prepared = Prepared(request, config, index, view, order, layout, *(validation or ()))
+    validation = open_validation(datasets, config)
+    _check_validation(validation, config, datasets)
+    prepared = Prepared(request, config, datasets, view, order, layout, beginning, *(validation or ()))
     _check_run(prepared)
+    check_passes(passes_at_end(config, order, request.run / CHECKPOINTS_NAME))
     return prepared
 
 
@@ -114,28 +144,31 @@ def _check_device(request: RunRequest) -> None:
         check_pipelining()
 
 
-def _check_order(order: ReadingOrder, config: RunConfig, tokens: Path) -> None:
-    """Raises: ConfigError if less than a global batch is left to train on."""
-    if order.num_training < config.data.global_batch:
-        raise ConfigError(
-            f"{tokens} has {order.bounds[-1]} chunks of {config.data.sequence_length}, of which data.validation_chunks "
-            f"reserves {order.num_held_out}{config.data.in_units}: a global batch of {config.data.global_batch} must "
-            "be left to train on"
-        )
+def _check_order(order: Order, config: RunConfig, datasets: Datasets) -> None:
+    """Raises: ConfigError if less than a global batch is left to train on, or of a source nothing."""
+    least = 1 if config.data.sources else config.data.global_batch
+    for part, dataset in zip(parts_of(order), datasets.parts, strict=True):
+        if part.num_training < least:
+            raise ConfigError(
+                f"{dataset.tokens} has {part.bounds[-1]} chunks of {config.data.sequence_length}, of which "
+                f"data.validation_chunks reserves {part.num_held_out}{config.data.in_units}: "
+                f"{'one' if config.data.sources else f'a global batch of {least}'} must be left to train on"
+            )
 
 
-def _check_validation(validation: tuple[View, str] | None, config: RunConfig, tokens: Path) -> None:
+def _check_validation(validation: tuple[View, str] | None, config: RunConfig, datasets: Datasets) -> None:
     """Raises: ConfigError if the validation split has too few chunks; FormatError if a file is not there in full."""
     if validation is None:
         return
     view, wanted = validation[0], config.data.validation_chunks
     view.check()
-    if validation_order(view, config).num_training < 0:
-        raise ConfigError(
-            f"{tokens / VALIDATION_NAME} has {sum(view.shard_chunks)} chunks of {config.data.sequence_length}, "
-            f"data.validation_chunks wants {wanted}{config.data.in_units}: lower it, or tokenize with a larger "
-            "--validation-share"
-        )
+    for part, dataset in zip(parts_of(validation_order(view, config)), datasets.validation.parts, strict=True):
+        if part.num_training < 0:
+            raise ConfigError(
+                f"{dataset.tokens} has {part.bounds[-1]} chunks of {config.data.sequence_length}, "
+                f"data.validation_chunks wants {wanted}{config.data.in_units}: lower it, or tokenize with a larger "
+                "--validation-share"
+            )
 
 
 def _check_run(prepared: Prepared) -> None:
@@ -152,9 +185,10 @@ def _check_run(prepared: Prepared) -> None:
         return
     before, now = structure(read_sealed(path)["identity"]["recipe"], RunConfig, str(path)), prepared.config
     has_other_length = before.data.sequence_length != now.data.sequence_length
-    why = why_other_tokens(before.data, now.data) if has_other_length else None
+    why = (why_mixed(before.data) or why_other_tokens(before.data, now.data)) if has_other_length else None
     changeable = CHANGEABLE | LENGTHS if has_other_length and why is None else CHANGEABLE
-    fixed = [name for name in changed if not name.startswith(tuple(f"recipe.{key}" for key in changeable))]
+    may_differ = tuple(f"recipe.{key}" for key in changeable)
+    fixed = [name for name in changed if not name.startswith(may_differ) and not MAX_PASSES.fullmatch(name)]
     differences = "; ".join(changed[name] for name in fixed) + (f" ({why})" if why else "")
     if any(name.removeprefix("recipe.") not in RESCHEDULING for name in fixed):
         raise ConfigError(f"{directory} is another run: {differences}: name another directory, or give what it had")
@@ -163,7 +197,7 @@ def _check_run(prepared: Prepared) -> None:
         from train.checkpoint_directory import read_manifests
 
         manifests = read_manifests(directory / CHECKPOINTS_NAME)
-        check_place(directory, manifests, prepared.request.tokens, prepared.index, now.data.sequence_length)
+        check_place(directory, manifests, prepared.datasets, now.data.sequence_length)
 
 
 def _check_history(directory: Path, before: RunConfig, now: RunConfig, differences: str) -> None:
@@ -188,7 +222,7 @@ def changes(prepared: Prepared) -> dict[str, str]:
     path = prepared.request.run / RUN_NAME
     if not exists(path):
         return {}
-    defaults = flatten({"recipe": unstructure(RunConfig())})
+    defaults = flatten({"recipe": json.loads(json.dumps(unstructure(RunConfig())))})
     before = defaults | flatten(read_sealed(path)["identity"])
     now = defaults | flatten(json.loads(json.dumps(prepared.identity)))
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -196,11 +230,13 @@ def changes(prepared: Prepared) -> dict[str, str]:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dicts by dotted name.
+    """The leaves of nested dicts by dotted name; of a list of dicts, their numbers are a part of it.
 
-    >>> flatten({"a": {"b": 1}, "c": 2})
-    {'a.b': 1, 'c': 2}
+    >>> flatten({"a": {"b": 1}, "c": 2, "d": [{"e": 3}]})
+    {'a.b': 1, 'c': 2, 'd.0.e': 3}
     """
+    if isinstance(tree, list | tuple) and tree and isinstance(tree[0], dict):
+        tree = {str(number): value for number, value in enumerate(tree)}
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
     return {name: leaf for key, value in tree.items() for name, leaf in flatten(value, f"{prefix}{key}.").items()}

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shared.format import Index, open_documents
+from train.datasets import Datasets
 from train.sequences import Spans
 
 
@@ -31,11 +30,11 @@ class Part:
 
 
 class Provenance:
-    """The documents of one dataset."""
+    """The documents of the datasets of a run, in one numbering of their shards."""
 
-    def __init__(self, tokens: Path, index: Index) -> None:
-        self._index = index
-        self._open = lru_cache(maxsize=16)(partial(open_documents, tokens, index))
+    def __init__(self, datasets: Datasets) -> None:
+        self._index = datasets.index
+        self._open = lru_cache(maxsize=16)(datasets.open_documents)
 
     def documents(self, spans: Spans) -> list[dict[str, Any]]:
         """Input file, and first and last row there, of the documents in each of some spans of ids.

@@ -4,7 +4,7 @@ no steps yet. Whatever cannot be read is told in `problems`, never left out in s
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -60,6 +60,11 @@ class Recorded:
         """Its sections with all values, as the last start resolved them."""
         return section(section(self.about, "identity"), "recipe")
 
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources of its mixture, for each of which there are two columns of losses."""
+        return sources_of(self.about)
+
     def tokens_at(self, steps: Values) -> Values:
         """Tokens trained on after each of some steps, as far as the records tell."""
         if not self.num_steps:
@@ -76,10 +81,21 @@ def read_run(run: Path, digests_of: Iterable[int] = ()) -> Recorded:
     if not any(exists(run / name) for name in (RUN_NAME, METRICS_NAME, EVENTS_NAME)):
         raise FormatError(f"{run} is not a run (no {RUN_NAME}, no {METRICS_NAME}): name the directory of a run")
     problems: list[str] = []
-    columns, last, digests = _read_metrics(run / METRICS_NAME, frozenset(digests_of), problems)
-    events = _read_events(run / EVENTS_NAME, problems)
     about, state = (_read_sealed(run / name, problems) for name in (RUN_NAME, STATE_NAME))
+    names = [*COLUMNS, *(name for source in sources_of(about) for name in loss_columns(source))]
+    columns, last, digests = _read_metrics(run / METRICS_NAME, names, frozenset(digests_of), problems)
+    events = _read_events(run / EVENTS_NAME, problems)
     return Recorded(run, columns, events, last, digests, about, state, problems)
+
+
+def sources_of(about: Mapping[str, Any]) -> list[str]:
+    """Names of the sources of a mixture, of what run.json has."""
+    return [*section(section(about, "identity"), "sources")]
+
+
+def loss_columns(source: str) -> tuple[str, str]:
+    """The columns of a source's loss in training and in validation."""
+    return f"loss_{source}", f"validation_loss_{source}"
 
 
 def section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -99,17 +115,17 @@ def number(event: Mapping[str, Any], name: str) -> float:
 
 
 def _read_metrics(
-    path: Path, digests_of: frozenset[int], problems: list[str]
+    path: Path, names: Sequence[str], digests_of: frozenset[int], problems: list[str]
 ) -> tuple[dict[str, Values], dict[str, Any], dict[int, str]]:
-    """The columns, the last record, and the digests asked for."""
-    pieces: dict[str, list[Values]] = {name: [] for name in COLUMNS}
+    """The columns of those names, the last record, and the digests asked for."""
+    pieces: dict[str, list[Values]] = {name: [] for name in names}
     last: dict[str, Any] = {}
     digests: dict[int, str] = {}
     for records in _records(path, problems):
         steps = [number(record, "step") for record in records]
         usable = [record for record, step in zip(records, steps, strict=True) if not math.isnan(step)]
         _tell_unreadable(path, len(records) - len(usable), "without a step", problems)
-        for name in COLUMNS:
+        for name in names:
             pieces[name].append(_column(usable, name))
         last = usable[-1] if usable else last
         if digests_of:

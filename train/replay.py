@@ -5,16 +5,19 @@ from functools import lru_cache
 from pathlib import Path
 
 from shared.config import structure
-from shared.cursor import Cursor, ReadingOrder
+from shared.cursor import Cursor
 from shared.errors import FormatError
-from shared.format import Index, read_index
+from shared.format import Index
+from shared.mixed_order import Order
 from shared.storage import read_sealed
 from train.config import DataConfig, RunConfig
-from train.data import reading_order
+from train.datasets import Datasets, open_datasets
 from train.history import Stretch, read_history
+from train.mixed_view import view_of
+from train.orders import reading_order
 from train.preflight import RUN_NAME
 from train.records import METRICS_NAME, Records
-from train.views import View, open_view
+from train.views import View
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Reading:
     stretch: Stretch
     data: DataConfig
     view: View
-    order: ReadingOrder
+    order: Order
     start: int
     """The position at which the run was after step `stretch.begun`."""
 
@@ -50,7 +53,7 @@ class Replay:
         self.total_steps: int = written["total_steps"]
         self.history, self.records = read_history(run, self.config), Records(run / METRICS_NAME)
         self.tokens = self._found(tokens or self.history.tokens)
-        self.index = self._opened()
+        self.datasets = self._opened()
         self.cut = lru_cache(maxsize=8)(self._cut)
 
     def reading(self, stretch: Stretch) -> Reading:
@@ -82,16 +85,21 @@ class Replay:
                 f"{tuple(worked_out)} (epoch, shard, offset): one of them is not whole, so what it read is not known"
             )
 
-    def _cut(self, data: DataConfig) -> tuple[View, ReadingOrder]:
-        """The chunks that are read by some options, and their order. A mixture of datasets would be cut here."""
+    @property
+    def index(self) -> Index:
+        """Of all that the run reads."""
+        return self.datasets.index
+
+    def _cut(self, data: DataConfig) -> tuple[View, Order]:
+        """The chunks that are read by some options, and their order."""
         model = self.config.model
         positions = max(model.max_position_embeddings, data.sequence_length)  # it may have had a longer one before
         config = replace(self.config, data=data, model=replace(model, max_position_embeddings=positions))
-        view = open_view(self.tokens, self.index, config)
+        view = view_of(self.datasets, config)
         if view.packing != self.identity.get("packing"):
             found, wanted = str(view.packing)[:12], str(self.identity.get("packing"))[:12]
             raise FormatError(f"{self.run} was trained with packing {wanted}, {self.tokens} has {found}: make it again")
-        return view, reading_order(view, config)
+        return view, reading_order(view, config, tuple(self.identity.get("beginning", {}).get("starts", ())))
 
     def _found(self, tokens: Path | None) -> Path:
         if tokens is None:
@@ -101,14 +109,15 @@ class Replay:
             raise FormatError(f"{tokens} is gone, {self.run} was trained on it: give dataset {wanted} with --tokens")
         return tokens
 
-    def _opened(self) -> Index:
-        index = read_index(self.tokens)
+    def _opened(self) -> Datasets:
+        datasets = open_datasets(self.tokens, self.config.data)
+        index = datasets.index
         if index.fingerprint != self.identity["dataset"]:
             found, wanted = index.fingerprint[:12], self.identity["dataset"][:12]
             raise FormatError(
                 f"{self.run} was trained on dataset {wanted}, {self.tokens} is {found}: give that one with --tokens"
             )
-        return index
+        return datasets
 
 
 def _cursor(record: dict[str, int]) -> Cursor:

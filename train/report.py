@@ -19,7 +19,7 @@ from train.curves import KINDS, kind_of
 from train.recorded import Values
 from train.records import METRICS_NAME, read_metrics
 from train.report_page import report_page
-from train.study import Study, study_all
+from train.study import Study, study_all, told_of_sources
 from train.wording import duration
 
 PAGE_NAME, COMPARED_NAME = "report.html", "compared.html"
@@ -78,12 +78,14 @@ def summary(one: Study, blocks: str) -> list[str]:
         f"state       {one.state}",
         f"steps       {figures['steps']:,}{total}, {figures['tokens'] or 0:,.0f} tokens",
     ]
+    lines += [f"began from  {one.beginning}"] if one.beginning else []
     steps, losses = one.column("loss")
     if len(losses):
         lines.append(f"loss        {losses[0]:.4f} at step {steps[0]:.0f} -> {losses[-1]:.4f} at step {steps[-1]:.0f}")
         lines.append(f"            {sparkline(losses, SPARKLINE_WIDTH, blocks)}")
     steps, losses = one.column("validation_loss")
     lines += [f"validation  {loss:.4f} at step {step:.0f}" for step, loss in list(zip(steps, losses, strict=True))[-3:]]
+    lines += [f"source      {told}" for told in told_of_sources(figures["sources"])]
     if figures["tokens_per_s"] is not None:
         lines.append(f"speed       {figures['tokens_per_s']:,.0f} tokens/s, mfu {figures['mfu'] or 0:.0%} (medians)")
     if one.lost.seconds:

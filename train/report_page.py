@@ -12,7 +12,7 @@ from train.lost_time import CAUSES
 from train.preflight import flatten
 from train.report_plots import plot_section
 from train.starts import changes_of, machine_of
-from train.study import MOST_NOTABLE, Difference, Study
+from train.study import MOST_NOTABLE, Difference, Study, told_of_sources
 from train.wording import clock, duration, toml, value
 
 HERE = Path(__file__).parent
@@ -58,6 +58,8 @@ def _summary(study: Study) -> Html:
         "tokens": f"{figures['tokens'] or 0:,.0f}",
         "loss": f"{loss['first']:.4f} to {loss['last']:.4f}" if loss else "none yet",
         "validation loss": f"{validation['last']:.4f} at step {validation['step']:,}" if validation else "none",
+        **({"sources": "; ".join(told_of_sources(figures["sources"]))} if figures["sources"] else {}),
+        **({"began from": study.beginning} if study.beginning else {}),
         "speed (median)": f"{figures['tokens_per_s']:,.0f} tokens/s" if figures["tokens_per_s"] else "not told",
         "MFU (median)": f"{figures['mfu']:.1%}" if figures["mfu"] else "not told",
         "time": duration(study.lost.total_s) if study.starts else "not told",

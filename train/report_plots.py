@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.page import Html, Section, element, joined
-from train.curves import KINDS, PLOTS, Mark, Plot, curves, marks
+from train.curves import KINDS, Mark, Plot, curves, marks, plots_of
 from train.drawing import Line, draw
 from train.study import Study
 
 WIDE, NARROW = (1150, 320), (560, 240)
+COLORS, DASHES = 4, 4
+"""Styles of report.css."""
 
 
 def plot_section(studies: Sequence[Study]) -> tuple[Section, dict[str, Any]]:
     """All plots of one run, or of two in the same plots, and what report.js needs for them."""
-    drawn = [(plot, lines_of(plot, studies)) for plot in PLOTS]
+    sources = dict.fromkeys(name for study in studies for name in study.recorded.sources)
+    drawn = [(plot, lines_of(plot, studies)) for plot in plots_of([*sources])]
     drawn = [(plot, lines) for plot, lines in drawn if lines]
     all_marks = [mark for study in studies for mark in _marks_of(study, len(studies) > 1)]
     figures = [_figure(plot, lines, all_marks) for plot, lines in drawn]
@@ -30,8 +33,8 @@ def lines_of(plot: Plot, studies: Sequence[Study]) -> list[Line]:
     for number, study in enumerate(studies):
         for place, curve in enumerate(curves(study.recorded, plot)):
             label = curve.label if len(studies) == 1 else f"{study.name}: {curve.label}"
-            color, dash = (place, 0) if len(studies) == 1 else (number, place)
-            lines.append(Line(curve, color, dash, label))
+            color, dash = (place % COLORS, place // COLORS) if len(studies) == 1 else (number, place)
+            lines.append(Line(curve, color, dash % DASHES, label))
     return lines
 
 

@@ -29,5 +29,9 @@ class RunRequest:
     """Take the run's directory over from whoever has it."""
     output: Output = "lines"
     """What is printed meanwhile."""
+    begin_from: Path | None = None
+    """The run whose newest checkpoint this one begins from."""
+    reset_optimizer: bool = False
+    """Take the weights from there alone."""
     loggers: tuple[Logger, ...] = ()
     """Where its steps are shown beside."""

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from shared.allocator import keep_freed_memory
 from shared.errors import UserError
 from train.backoff import Backoff
+from train.beginning import load_beginning
 from train.checkpoint import Checkpoints, Progress
 from train.checkpoint_directory import newest_step
 from train.collective import gather, leave, rank
@@ -34,6 +35,7 @@ from train.optim import build_optimizer, create_state
 from train.outcome import OUT_OF_MEMORY, nothing_to_do
 from train.outlook import Outlook
 from train.parts import Parts
+from train.passes import many_passes, passes_at_end
 from train.patience import VALIDATE
 from train.preflight import CHECKPOINTS_NAME, Prepared, changes, prepare
 from train.profiling import profiled
@@ -43,6 +45,7 @@ from train.request import RunRequest
 from train.rollback import skip_again
 from train.schedule import why_not_annealed
 from train.signals import Signals
+from train.source_losses import SourceLosses
 from train.spikes import WINDOW, Spikes
 from train.stragglers import OwnWork
 from train.strategy import PRECISIONS, Strategy, build_strategy
@@ -103,32 +106,9 @@ def _train(
     heartbeat: Heartbeat,
     changed: list[str],
 ) -> Progress:
-    config, request = prepared.config, prepared.request
-    strategy = _strategy(prepared, device, log)
-    optimizer = build_optimizer(config.optimizer, strategy.model)
-    backoff = _fit(prepared, strategy, optimizer, device, log, stop)
-    directory, how, told = request.run / CHECKPOINTS_NAME, config.checkpoint, partial(_tell, log, stop)
-    checkpoints = Checkpoints(directory, how.keep, prepared.identity, asynchronous=how.asynchronous, report=told)
-    progress = _resume(prepared, checkpoints, strategy, optimizer, log)
-    ranks = strategy.dp_rank, prepared.layout.dp_size
-    reader = ChunkReader(prepared.view, config, *ranks, device, prepared.validation)
-    dtype = PRECISIONS[config.training.precision] or torch.float32
-    flops = flops_per_token(config.model, config.data.sequence_length)
-    parts = Parts(
-        config=config,
-        strategy=strategy,
-        backoff=backoff,
-        optimizer=optimizer,
-        reader=reader,
-        checkpoints=checkpoints,
-        log=log,
-        stop=stop,
-        heartbeat=heartbeat,
-        own_work=OwnWork(chain(*(p.blocks.values() for p in strategy.parts)), config.model.num_hidden_layers, device),
-        spikes=Spikes(config.recovery.spike_score, gather(log.recent(WINDOW))[0]),
-        provenance=Provenance(request.tokens, prepared.index),
-        least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
-    )
+    request = prepared.request
+    parts, progress = _build(prepared, device, stop, log, heartbeat)
+    config, backoff, reader = parts.config, parts.backoff, parts.reader
     _tell_start(prepared, parts, progress, changed)
     expect_end(prepared, stop, log, is_first=restarts() == 0)
     with Loggers(log, request.loggers, progress.step) as log.on_rewind:
@@ -141,9 +121,42 @@ def _train(
                 progress = train(parts, progress, prepared.last_step)
         finally:
             reader.close()
-            checkpoints.close()
+            parts.checkpoints.close()
         tell_end(prepared, parts, progress)  # before loggers are waited for: the job may be about to end
     return progress
+
+
+def _build(
+    prepared: Prepared, device: torch.device, stop: StopRequest, log: RunLog, heartbeat: Heartbeat
+) -> tuple[Parts, Progress]:
+    """The parts of the run, and where it goes on; its weights and optimizer are filled."""
+    config, request = prepared.config, prepared.request
+    strategy = _strategy(prepared, device, log)
+    optimizer = build_optimizer(config.optimizer, strategy.model)
+    backoff = _fit(prepared, strategy, optimizer, device, log, stop)
+    directory, how, told = request.run / CHECKPOINTS_NAME, config.checkpoint, partial(_tell, log, stop)
+    checkpoints = Checkpoints(directory, how.keep, prepared.identity, asynchronous=how.asynchronous, report=told)
+    progress = _resume(prepared, checkpoints, strategy, optimizer, log)
+    ranks = strategy.dp_rank, prepared.layout.dp_size
+    reader = ChunkReader(prepared.view, config, *ranks, device, prepared.validation, prepared.starts)
+    dtype = PRECISIONS[config.training.precision] or torch.float32
+    flops = flops_per_token(config.model, config.data.sequence_length)
+    return Parts(
+        config=config,
+        strategy=strategy,
+        backoff=backoff,
+        optimizer=optimizer,
+        reader=reader,
+        checkpoints=checkpoints,
+        log=log,
+        stop=stop,
+        heartbeat=heartbeat,
+        own_work=OwnWork(chain(*(p.blocks.values() for p in strategy.parts)), config.model.num_hidden_layers, device),
+        source_losses=SourceLosses(reader, strategy),
+        spikes=Spikes(config.recovery.spike_score, gather(log.recent(WINDOW))[0]),
+        provenance=Provenance(prepared.datasets),
+        least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
+    ), progress
 
 
 def _tell_start(prepared: Prepared, parts: Parts, progress: Progress, changed: list[str]) -> None:
@@ -159,6 +172,8 @@ def _tell_start(prepared: Prepared, parts: Parts, progress: Progress, changed: l
     if changed:
         log.event("changed", step=progress.step, changes=changed)
     if problem := why_not_annealed(prepared.config, prepared.last_step):
+        log.event("warning", problem=problem)
+    for problem in many_passes(passes_at_end(prepared.config, prepared.order, prepared.request.run / CHECKPOINTS_NAME)):
         log.event("warning", problem=problem)
 
 
@@ -203,13 +218,16 @@ def _fit(
 def _resume(
     prepared: Prepared, checkpoints: Checkpoints, strategy: Strategy, optimizer: Optimizer, log: RunLog
 ) -> Progress:
-    """Load the newest valid checkpoint, if there is one; forget the steps after it.
+    """Load the newest valid checkpoint, if there is one, or what the run begins from; forget the steps after it.
 
     Raises: FormatError if there are checkpoints, but none is valid or it is of something else.
     """
-    path = checkpoints.recover()
-    progress = (
-        checkpoints.load(path, strategy.model, optimizer) if path else Progress(0, prepared.order.cursor(0), 0, "")
-    )
+    path, beginning = checkpoints.recover(), prepared.beginning
+    if path:
+        progress = checkpoints.load(path, strategy.model, optimizer)
+    else:
+        progress = Progress(0, prepared.first, 0, beginning.data_digest if beginning else "")
+        if beginning:
+            load_beginning(beginning, strategy.model, optimizer)
     log.rewind(progress.step)
     return skip_again(log.directory, progress, prepared.config.data.sequence_length)

@@ -56,8 +56,7 @@ def take_step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any
     step_s = time.perf_counter() - began
     return progress, {
         "step": progress.step,
-        "loss": gradient.loss if gradient.is_finite else None,
-        "grad_norm": gradient.norm if gradient.is_finite else None,
+        **_learned(gradient),
         **rates,
         "tokens": progress.tokens,
         "skipped": progress.skipped,
@@ -70,14 +69,24 @@ def take_step(parts: Parts, progress: Progress) -> tuple[Progress, dict[str, Any
     }
 
 
+def _learned(gradient: Gradient) -> dict[str, Any]:
+    """Of the step's record what is not there if the step is skipped."""
+    if not gradient.is_finite:
+        return {"loss": None, "grad_norm": None}
+    return {"loss": gradient.loss, **gradient.source_losses, "grad_norm": gradient.norm}
+
+
 def _gradient(parts: Parts, progress: Progress, batch: Batch) -> Gradient:
     """The step's gradient is in the parameters."""
     parts.heartbeat.beat(progress.step + 1, COMPUTE)
     torch.manual_seed(step_seed(parts.config.training.seed, progress.step))
+    parts.source_losses.begin()
     loss = parts.backoff.forward_backward(progress.step + 1, batch)
     norm = parts.strategy.clip_grad_norm(parts.config.optimizer.max_grad_norm)
     parts.heartbeat.beat(progress.step + 1, AGREE)
-    return Gradient(*torch.stack((loss, norm)).tolist())  # the step's one wait for the device
+    of_sources = parts.source_losses.sums(parts.reader.order.position(progress.cursor), batch)
+    told = torch.cat((torch.stack((loss, norm)), of_sources)).tolist()  # the step's one wait for the device
+    return Gradient(told[0], told[1], parts.source_losses.means(told[2:]))
 
 
 def _once_more(parts: Parts, progress: Progress, batch: Batch, first: Gradient) -> Gradient:

@@ -14,7 +14,7 @@ from train.config import RECIPES, RunConfig, load_recipe
 from train.curves import documents_of, kind_of, told
 from train.lost_time import CAUSES, LostTime, lost_time
 from train.preflight import flatten
-from train.recorded import Recorded, number
+from train.recorded import Recorded, loss_columns, number, section
 from train.starts import Start, changes_of, machine_of, starts_of
 
 NOTABLE = ("backoff", "skip", "bad-step", "spike", "rollback", "hang", "problem", "warning", "restart")
@@ -61,6 +61,22 @@ class Study:
         there = ~np.isnan(values)
         return self.recorded.columns["step"][there], values[there]
 
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """The losses of each source of a mixture, by name."""
+        return {
+            source: {
+                name: _ends(*self.column(column))
+                for name, column in zip(("loss", "validation_loss"), loss_columns(source), strict=True)
+            }
+            for source in self.recorded.sources
+        }
+
+    @property
+    def beginning(self) -> str | None:
+        """What it began from, in words."""
+        began = section(section(self.recorded.about, "identity"), "beginning")
+        return f"step {began.get('step')} of {began.get('run')}, optimizer {began.get('optimizer')}" if began else None
+
     def usual(self, name: str) -> float | None:
         """Median of a column."""
         values = self.column(name)[1]
@@ -90,6 +106,8 @@ class Study:
             "tokens": _finite(number(self.recorded.last, "tokens")),
             "loss": _ends(*self.column("loss")),
             "validation_loss": _ends(*self.column("validation_loss")),
+            "sources": self.sources(),
+            "began_from": self.beginning,
             **{name: self.usual(name) for name in ("tokens_per_s", "step_s", "data_wait_s", "mfu", "bubble")},
             "skipped": _finite(number(self.recorded.last, "skipped")),
             "data_digest": self.recorded.last.get("data_digest"),
@@ -157,6 +175,19 @@ def start_figures(start: Start) -> dict[str, Any]:
         "ended": start.how,
         "changes": changes_of(start),
     }
+
+
+def told_of_sources(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What `Study.sources` has of each, in words.
+
+    >>> told_of_sources({"web": {"loss": {"last": 3.0, "step": 9}, "validation_loss": None}})
+    ['web, loss 3.0000 at step 9']
+    """
+    words = {"loss": "loss", "validation_loss": "validation"}
+    return [
+        ", ".join([name, *(f"{words[which]} {e['last']:.4f} at step {e['step']}" for which, e in found.items() if e)])
+        for name, found in sources.items()
+    ]
 
 
 def _ends(steps: Any, values: Any) -> dict[str, float] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from shared.cursor import Cursor, rank_positions
+from shared.cursor import rank_positions
 from shared.errors import ConfigError, FormatError
 from shared.rows import InputRows, ShardRow
 from train.grid import ranks_of
@@ -65,7 +65,7 @@ class Trace:
 
     def __init__(self, replay: Replay) -> None:
         self.replay = replay
-        self.provenance = Provenance(replay.tokens, replay.index)
+        self.provenance = Provenance(replay.datasets)
         self.rows = InputRows(replay.index)
 
     def check(self, step: int) -> None:
@@ -124,15 +124,11 @@ class Trace:
         if compared is not None and compared > stretch.after:
             self.replay.compare(reading, compared)
         first, end = reading.position(stretch.after + 1), reading.position(last + 1)
-        bounds, size = reading.order.bounds, reading.order.num_training
+        bounds = reading.order.bounds
         row = self.replay.index.shards[where.shard].first_row + where.row
         for offset in chunks_with(self.provenance, reading.view, where):
-            if int(bounds[where.shard]) + offset >= size:  # held out
-                continue
-            for epoch in range(first // size, -(-end // size)):
-                position = reading.order.position(Cursor(epoch, where.shard, offset))
-                if first <= position < end:
-                    yield self._sighting(reading, position, (where.shard, offset), row)
+            for position in reading.order.times(int(bounds[where.shard]) + offset, range(first, end)):
+                yield self._sighting(reading, position, (where.shard, offset), row)
 
     def _sighting(self, reading: Reading, position: int, place: tuple[int, int], row: int) -> Sighting:
         step = reading.step(position)
@@ -157,7 +153,7 @@ def chunks_with(provenance: Provenance, view: View, where: ShardRow) -> list[int
 
 def _seen_by(reading: Reading, position: int, place: tuple[int, int], documents: list[Part]) -> SeenChunk:
     """The chunk at a position, with the rank and microbatch that had it if its stretch knows its layout."""
-    chunk = SeenChunk(position, position // reading.order.num_training, *place, None, None, None, documents)
+    chunk = SeenChunk(position, reading.order.epoch(position), *place, None, None, None, documents)
     layout, microbatch, batch = reading.stretch.layout, reading.stretch.microbatch, reading.data.global_batch
     if layout is None or microbatch is None:
         return chunk

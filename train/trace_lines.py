@@ -1,5 +1,6 @@
 """What `trace` has found as lines for people; all that is of documents or files is made safe to show."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ def step_lines(step: dict[str, Any]) -> Iterator[str]:
         model = f"the model of step {step['checkpoint']['step']:,} ({step['checkpoint']['path']})"
         outcome += f" ({step['checkpoint_loss']:.4f} by {safe_text(model)})"
     yield f"step {step['step']:,} of {safe_text(step['run'])}: {outcome}; {sizes}, {safe_text(step['layout'])}"
+    yield from _stage_before(step["beginning"], "what was read before that")
     for chunk in step["chunks"]:
         place = f"epoch {chunk['epoch']}, chunk {chunk['offset']:,} of shard {chunk['shard']}"
         yield f"position {chunk['position']:,} ({place}): {_who(chunk)}"
@@ -43,6 +45,7 @@ def document_lines(document: dict[str, Any]) -> Iterator[str]:
     yield f"document {name}  {document['num_tokens']:,} tokens{_columns(document)}"
     yield from _text(document)
     yield from _summary(document)
+    yield from _stage_before(document["beginning"], "whether it was seen before that")
     coming = 0
     for seen in document["sightings"]:
         coming += seen["state"] == "to come"
@@ -69,6 +72,12 @@ def problem_lines(told: Sequence[dict[str, Any]]) -> Iterator[str]:
         first, others = safe_text(next(iter(named.values()))), len(named) - 1
         also = f", nor are those of {counted(others, 'other file')} for the same reason" if others else ""
         yield f"note: {first}, so its ids, urls and dates are not told{also}\n"
+
+
+def _stage_before(beginning: dict[str, Any] | None, what: str) -> Iterator[str]:
+    if beginning:
+        run = safe_text(shlex.quote(beginning["run"]))
+        yield f"this run began from step {beginning['step']:,} of {run}: trace --run {run} tells {what}"
 
 
 def _summary(document: dict[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tyro
 
 from shared.errors import ConfigError
-from shared.format import TOKENIZER_NAME, open_tokens
+from shared.format import TOKENIZER_NAME
 from shared.rows import number_of
 from shared.terminal import safe_text
 from train.checkpoint_directory import step_of
@@ -46,7 +46,8 @@ class TraceOptions:
     tokens: Path | None = None
     """The dataset (None: where the run had it)."""
     data: str | None = None
-    """The inputs that the dataset was made of (None: as `make tokenize` has it, TOKENS without its "-tokens")."""
+    """The inputs that the dataset was made of (None: as `make tokenize` has it, TOKENS without its "-tokens").
+    Of several sources those of all, or a directory that has those of each under its name."""
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False
     """For programs: a line for each step or document."""
 
@@ -61,7 +62,7 @@ def trace(options: TraceOptions) -> None:
     if options.losses and options.step is None:
         raise ConfigError("--losses are those of a step: give --step, which --doc tells")
     replay = Replay(options.run, options.tokens)
-    teller = Teller(options, Trace(replay), Asked(replay.tokens, options.data))
+    teller = Teller(options, Trace(replay), Asked(replay.tokens, options.data, tuple(replay.datasets.fingerprints)))
     if options.step is not None:
         teller.tell_steps(parse_steps(options.step))
     else:
@@ -99,6 +100,7 @@ class Teller:
         return {
             **about,
             **self._text(place.shard, self.trace.provenance.ids(*place)),
+            "beginning": self.beginning,
             "last_step": replay.records.last_step,
             "total_steps": replay.total_steps,
             "validation": asdict(held_out(replay, source, row)),
@@ -112,7 +114,7 @@ class Teller:
         return (source, number) if source in self.trace.rows.sources and number is not None else None
 
     def _told_step(self, step: SeenStep, about: dict[Row, dict[str, Any]]) -> dict[str, Any]:
-        told = {"run": str(self.options.run), **asdict(step)}
+        told = {"run": str(self.options.run), "beginning": self.beginning, **asdict(step)}
         for chunk, plain in zip(step.chunks, told["chunks"], strict=True):
             plain["documents"] = [
                 {**about[part.source, part.row], **asdict(part), **self._text(chunk.shard, self._extent(chunk, part))}
@@ -143,10 +145,16 @@ class Teller:
     def _text(self, shard: int, ids: range) -> dict[str, str]:
         return {"text": self.decode(self._ids(shard, ids))} if self.options.text else {}
 
+    @property
+    def beginning(self) -> dict[str, Any] | None:
+        """The run that this one began from, and the step of its checkpoint; None if from nothing."""
+        told = self.trace.replay.identity.get("beginning")
+        return told and {"run": told["run"], "step": told["step"]}
+
     @cached_property
     def tokens(self) -> Callable[[int], npt.NDArray[np.unsignedinteger]]:
         """The ids of a shard."""
-        return lru_cache(maxsize=16)(partial(open_tokens, self.trace.replay.tokens, self.trace.replay.index))
+        return lru_cache(maxsize=16)(self.trace.replay.datasets.open_tokens)
 
     @cached_property
     def token_losses(self) -> TokenLosses:
@@ -158,7 +166,7 @@ class Teller:
         """The text of some ids."""
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(self.trace.replay.tokens / TOKENIZER_NAME))
+        tokenizer = Tokenizer.from_file(str(self.trace.replay.datasets.parts[0].tokens / TOKENIZER_NAME))
         return partial(tokenizer.decode, skip_special_tokens=False)
 
     def _print(self, told: list[dict[str, Any]], lines: Callable[[dict[str, Any]], Iterator[str]]) -> None:

@@ -19,18 +19,37 @@ def is_validated(config: RunConfig, step: int) -> bool:
 def validation_record(backoff: Backoff, reader: ChunkReader, is_asked_to_stop: Callable[[], bool]) -> dict[str, float]:
     """Mean loss over the targets of the held-out chunks, the same on every rank, and seconds; empty if there are none.
 
+    Of several sources the loss of each, and their mean by weight: that of the mixture which is trained on.
     Empty too if the run is asked to stop before the last of them: it is made up for when the run goes on.
     """
-    began, total, num_targets = time.perf_counter(), 0.0, 0
-    for position in range(0, reader.num_held_out, reader.global_batch):
-        if is_asked_to_stop():
+    began, sources = time.perf_counter(), reader.sources
+    size = reader.num_held_out // max(len(sources), 1)  # each source's are whole global batches
+    losses = list[float]()
+    for first in range(0, reader.num_held_out, size or 1):
+        loss = _mean_loss(backoff, reader, range(first, first + size, reader.global_batch), is_asked_to_stop)
+        if loss is None:
             return {}
+        losses.append(loss)
+    if not losses:
+        return {}
+    weights = [source.weight for source in sources] or [1.0]
+    mean = sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
+    each = {f"validation_loss_{source.name}": loss for source, loss in zip(sources, losses, strict=False)}
+    return {"validation_loss": mean, **each, "validation_s": time.perf_counter() - began}
+
+
+def _mean_loss(
+    backoff: Backoff, reader: ChunkReader, positions: range, is_asked_to_stop: Callable[[], bool]
+) -> float | None:
+    """Over the targets of the global batches at some positions of the validation range; None if asked to stop."""
+    total, num_targets = 0.0, 0
+    for position in positions:
+        if is_asked_to_stop():
+            return None
         batch = reader.held_out(position)
         total += backoff.evaluate(batch).item() * batch.num_targets
         num_targets += batch.num_targets
-    if not num_targets:
-        return {}
-    return {"validation_loss": total / num_targets, "validation_s": time.perf_counter() - began}
+    return total / num_targets
 
 
 def is_owed(config: RunConfig, reader: ChunkReader, log: RunLog, step: int) -> bool:

@@ -13,8 +13,7 @@ import numpy as np
 from xxhash import xxh3_128_digest
 
 from shared.cursor import Chunks
-from shared.errors import FormatError
-from shared.format import VALIDATION_NAME, Index, chunks_of, read_index, stored_documents, stored_tokens
+from shared.format import Index, chunks_of, stored_documents, stored_tokens
 from shared.packing import PackingName
 from train.buffers import Buffers
 from train.config import DataConfig, RunConfig
@@ -65,21 +64,6 @@ def open_view(tokens: Path, index: Index, config: RunConfig) -> View:
     if config.data.packing is None:
         return PlainView(tokens, index, config.data)
     return PackedView(PackingName(tokens, config.data.packing, config.data.sequence_length), index, config.data)
-
-
-def open_validation(tokens: Path, index: Index, config: RunConfig) -> tuple[View, str] | None:
-    """The view of the dataset's validation split and its fingerprint, if `config` validates on that.
-
-    Raises: FormatError if there is none, or none of the same tokenizer.
-    """
-    if config.data.validation != "split" or not config.data.validation_chunks:
-        return None
-    directory = tokens / VALIDATION_NAME
-    held_out = read_index(directory)
-    if held_out.tokenizer.sha256 != index.tokenizer.sha256:
-        found, wanted = held_out.tokenizer.sha256[:12], index.tokenizer.sha256[:12]
-        raise FormatError(f"{directory} has tokenizer {found}, {tokens} has {wanted}: tokenize both again, together")
-    return open_view(directory, held_out, config), held_out.fingerprint
 
 
 class PlainView:
