@@ -141,6 +141,7 @@ def test_the_nearest_multiple_is_never_zero(value, factor, nearest):
             {"num_attention_heads": 6, "num_key_value_heads": 2},
             "model.hidden_size 32 is not an even multiple of num_attention_heads 6: 36 is",
         ),
+        ({"head_size": 7}, "model.head_size 7 is odd: halves of it are rotated"),
         (
             {"num_key_value_heads": 3},
             "model.num_key_value_heads 3 does not divide num_attention_heads 4: one of 1, 2, 4 does",

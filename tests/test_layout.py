@@ -148,11 +148,13 @@ def counted_flops(config, length):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"num_key_value_heads": 1}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_word_embeddings": False}, {"num_key_value_heads": 1}, {"head_size": 12}], ids=str
+)
 @pytest.mark.parametrize("length", [16, 64])
 def test_the_operations_of_a_token_are_those_that_torch_counts(changes, length):
     config = architecture(use_flash_attention=False, **changes)
-    above_diagonal = 6 * config.num_hidden_layers * config.hidden_size * length  # masked, but computed and counted
+    above_diagonal = 6 * config.num_hidden_layers * config.query_width * length  # masked, but computed and counted
     assert flops_per_token(config, length) + above_diagonal == counted_flops(config, length) / length
 
 

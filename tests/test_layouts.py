@@ -7,11 +7,13 @@ import pytest
 
 from tests.helpers import run_cli
 from tests.train_helpers import architecture, recipe
+from train.building import make_model
 from train.dry_run import Seen, drive
 from train.layout import lay_out
 from train.layouts import candidates, check, check_layouts, differences
+from train.legacy import legacy_config
 from train.memory import state_bytes
-from train.model import ArgonneModel, Part
+from train.model import Part
 from train.split import computed_costs, split_layers
 from train.traffic import block_shapes, end_shapes, gathered, step_traffic
 
@@ -69,14 +71,21 @@ def test_bf16_halves_what_is_gathered_of_blocks_and_adds_gradients_in_fp32():
     assert half["scatter"] == full["scatter"]
 
 
-@pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_shapes_are_those_of_the_model(biased, tied):
-    config = architecture(attention_bias=biased, mlp_bias=biased, tie_word_embeddings=tied)
-    block = ArgonneModel(config).blocks["0"]
+@pytest.mark.parametrize(
+    "config",
+    [
+        architecture(),
+        architecture(attention_bias=True, tie_word_embeddings=False, head_size=12),
+        architecture(mlp_bias=True, qk_norm=True),
+        legacy_config(vocab_size=64, block_size=24, n_layer=2, n_head=4, n_embd=36),
+    ],
+    ids=["2.0", "wide heads", "biased", "1.x"],
+)
+def test_the_shapes_are_those_of_the_model(config):
+    block = make_model(config).blocks["0"]
     assert sorted(tuple(p.shape) for p in block.parameters()) == sorted(block_shapes(config))
     for is_first, is_last in ((True, False), (False, False), (False, True), (True, True)):
-        part = ArgonneModel(config, Part(range(0), is_first, is_last))
+        part = make_model(config, Part(range(0), is_first, is_last))
         shapes = end_shapes(config, is_first=is_first, is_last=is_last)
         assert sum(p.numel() for p in part.parameters()) == sum(map(math.prod, shapes))
 

@@ -41,9 +41,11 @@ def kept_bytes(config, part):
 
 @pytest.mark.parametrize(("precision", "flash"), [("fp32", True), ("fp32", False), ("bf16", True)])
 @pytest.mark.parametrize("recompute", ["none", "full"])
-def test_autograd_keeps_of_a_block_what_the_formula_says(precision, recompute, flash):
+@pytest.mark.parametrize("head_size", [None, 24])
+def test_autograd_keeps_of_a_block_what_the_formula_says(precision, recompute, flash, head_size):
     config = recipe(
         **WIDE,
+        model__head_size=head_size,
         training__precision=precision,
         training__activation_checkpointing=recompute,
         model__use_flash_attention=flash,

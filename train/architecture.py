@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from shared.errors import ConfigError
 
@@ -55,11 +55,15 @@ class ArgonneConfig:
     Raises: ConfigError if the sizes do not fit together.
     """
 
+    architecture: Literal["argonne-2", "argonne-1"] = "argonne-2"
+    """argonne-1: what 1.x models are, to go on with one that was imported (train/legacy.py)."""
     vocab_size: int | None = None
     """Rows of the embedding. None: the dataset's highest id + 1, rounded up to a multiple of 64."""
     hidden_size: int = 4096
     num_hidden_layers: int = 48
     num_attention_heads: int = 32
+    head_size: int | None = None
+    """Width of a head. None: hidden_size / num_attention_heads."""
     num_key_value_heads: int | None = None
     """None: half the heads, or the nearest smaller number that divides them."""
     intermediate_size: int | None = None
@@ -90,7 +94,7 @@ class ArgonneConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
             at_least(f"model.{name}", getattr(self, name), 1)
-        for name in ("vocab_size", "num_key_value_heads", "intermediate_size", "sliding_window"):
+        for name in ("vocab_size", "head_size", "num_key_value_heads", "intermediate_size", "sliding_window"):
             if getattr(self, name) is not None:
                 at_least(f"model.{name}", getattr(self, name), 1)
         if self.logit_softcap is not None and self.logit_softcap <= 0:
@@ -98,7 +102,12 @@ class ArgonneConfig:
         for name in ("attention_dropout", "hidden_dropout"):
             below_one(f"model.{name}", getattr(self, name))
         heads = self.num_attention_heads
-        if self.hidden_size % (2 * heads):
+        if self.architecture == "argonne-1":
+            self._check_first()
+        elif self.head_size is not None:
+            if self.head_size % 2:
+                raise ConfigError(f"model.head_size {self.head_size} is odd: halves of it are rotated")
+        elif self.hidden_size % (2 * heads):
             raise ConfigError(
                 f"model.hidden_size {self.hidden_size} is not an even multiple of num_attention_heads {heads}: "
                 f"{nearest_multiple(self.hidden_size, 2 * heads)} is"
@@ -109,6 +118,21 @@ class ArgonneConfig:
                 f"model.num_key_value_heads {self.kv_heads} does not divide num_attention_heads {heads}: "
                 f"one of {divisors} does"
             )
+
+    def _check_first(self) -> None:
+        """Raises: ConfigError for what no 1.x model is."""
+        heads = self.num_attention_heads
+        if self.hidden_size % heads:
+            raise ConfigError(
+                f"model.hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}: "
+                f"{nearest_multiple(self.hidden_size, heads)} is"
+            )
+        wanted: dict[str, float | None] = {"num_key_value_heads": heads, "intermediate_size": 4 * self.hidden_size}
+        wanted |= {"rms_norm_eps": 1e-5, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
+        wanted |= {"head_size": None, "qk_norm": False, "logit_softcap": None, "sliding_window": None}
+        for name, value in wanted.items():
+            if getattr(self, name) != value:
+                raise ConfigError(f"model.{name} {getattr(self, name)} is found: argonne-1 is always {value}")
 
     @property
     def kv_heads(self) -> int:
@@ -121,7 +145,12 @@ class ArgonneConfig:
     @property
     def head_dim(self) -> int:
         """Width of one head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_width(self) -> int:
+        """Of the queries of all heads, and of what they gather."""
+        return self.num_attention_heads * self.head_dim
 
     @property
     def feed_forward(self) -> int:

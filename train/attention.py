@@ -83,22 +83,23 @@ class GroupedQueryAttention(nn.Module):
         self.has_kernel = False
         """Whether fp32 on a CPU goes through flash.py."""
         width, kv_width = config.hidden_size, config.kv_heads * config.head_dim
-        self.q_proj = Linear(width, width, bias=config.attention_bias)
+        self.q_proj = Linear(width, config.query_width, bias=config.attention_bias)
         self.k_proj = Linear(width, kv_width, bias=config.attention_bias)
         self.v_proj = Linear(width, kv_width, bias=config.attention_bias)
-        self.o_proj = Linear(width, width, bias=config.attention_bias)
+        self.o_proj = Linear(config.query_width, width, bias=config.attention_bias)
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(
-        self, x_BTC: Tensor, table: RotaryTable, scope: Scope | None = None, cache: KeyValueCache | None = None
+        self, x_BTC: Tensor, table: RotaryTable | None, scope: Scope | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         """(B, T, C) of what each position gathered from the positions up to it."""
         q, k, v = (self._heads(projection(x_BTC)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, table), rotate(k, table)
+        if table is not None:
+            q, k = rotate(q, table), rotate(k, table)
         if cache is not None:
             k, v = cache.extend(k, v)
         gathered_BHTD = self._attend(q, k, v, scope)

@@ -87,13 +87,16 @@ def block_parameters(config: ArgonneConfig) -> int:
     >>> block_parameters(ArgonneConfig(hidden_size=8, num_attention_heads=2, intermediate_size=16))
     576
     """
-    attention = 2 * config.hidden_size * (config.hidden_size + config.kv_heads * config.head_dim)
-    return attention + 3 * config.hidden_size * config.feed_forward
+    attention = 2 * config.hidden_size * (config.query_width + config.kv_heads * config.head_dim)
+    matrices = 2 if config.architecture == "argonne-1" else 3
+    return attention + matrices * config.hidden_size * config.feed_forward
 
 
 def num_parameters(config: ArgonneConfig) -> int:
     """Weights of the whole model's matrices and norms (biases are not counted)."""
     embeddings = config.vocab * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    if config.architecture == "argonne-1":
+        embeddings += config.max_position_embeddings * config.hidden_size
     norms = config.hidden_size * (2 * config.num_hidden_layers + 1)
     norms += 2 * config.head_dim * config.num_hidden_layers * config.qk_norm
     return config.num_hidden_layers * block_parameters(config) + embeddings + norms
@@ -112,4 +115,4 @@ def flops_per_token(config: ArgonneConfig, length: int) -> float:
 def block_multiplications(config: ArgonneConfig, length: int) -> int:
     """Multiplications of one block for one token, averaged over a causal sequence."""
     window = min(length, config.sliding_window or length)
-    return block_parameters(config) + config.hidden_size * window * (2 * length - window) // length
+    return block_parameters(config) + config.query_width * window * (2 * length - window) // length

@@ -101,11 +101,11 @@ def block_activation_bytes(config: RunConfig, recompute: Recompute) -> int:
     else:
         copies = 0
     attention = (
-        copies + narrow * (2 * width + 2 * kv_width) + 4 * model.num_attention_heads
+        copies + narrow * (2 * model.query_width + 2 * kv_width) + 4 * model.num_attention_heads
     )  # q, k, v, gathered; log-sums
     if not model.use_flash_attention:
         attention += 4 * model.num_attention_heads * config.data.sequence_length
-    products = narrow * (4 * width + 2 * kv_width + 2 * model.feed_forward) + 4 * model.num_attention_heads
+    products = 2 * narrow * (width + model.query_width + kv_width + model.feed_forward) + 4 * model.num_attention_heads
     each = {
         "none": 2 * normed + attention + narrow * 4 * model.feed_forward,
         "selective": 4 * width + products,  # the block's input; what each product and attention gave, and log-sums

@@ -43,21 +43,23 @@ class Block(nn.Module):
 
     def __init__(self, config: ArgonneConfig) -> None:
         super().__init__()
-        self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_norm: nn.Module = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attn = GroupedQueryAttention(config)
-        self.post_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = SwiGLU(config)
+        self.post_norm: nn.Module = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp: nn.Module = SwiGLU(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.recompute: Recompute = "none"
 
     def forward(
-        self, x_BTC: Tensor, table: RotaryTable, scope: Scope | None = None, cache: KeyValueCache | None = None
+        self, x_BTC: Tensor, table: RotaryTable | None, scope: Scope | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         """(B, T, C)."""
         mode = self.recompute if self.training and cache is None else "none"
         return recomputed(mode, self._compute, x_BTC, table, scope, cache)
 
-    def _compute(self, x: Tensor, table: RotaryTable, scope: Scope | None, cache: KeyValueCache | None) -> Tensor:
+    def _compute(
+        self, x: Tensor, table: RotaryTable | None, scope: Scope | None, cache: KeyValueCache | None
+    ) -> Tensor:
         gathered: Tensor = x + self.dropout(self.attn(self.input_norm(x), table, scope, cache))
         out: Tensor = gathered + self.dropout(self.mlp(self.post_norm(gathered)))
         return out
@@ -68,6 +70,8 @@ class ArgonneModel(nn.Module):
 
     A part takes or gives hidden states (B, T, C) where it is cut.
     """
+
+    block_type: type[Block] = Block
 
     def __init__(self, config: ArgonneConfig, part: Part | None = None) -> None:
         super().__init__()
@@ -80,9 +84,9 @@ class ArgonneModel(nn.Module):
         """Unless it is None, what each sequence added to the loss is put here, a tensor for each forward pass."""
         if part.is_first or (part.is_last and config.tie_word_embeddings):
             self.embed_tokens = nn.Embedding(config.vocab, config.hidden_size)
-        self.blocks = nn.ModuleDict({str(number): Block(config) for number in part.layers})
+        self.blocks = nn.ModuleDict({str(number): self.block_type(config) for number in part.layers})
         if part.is_last:
-            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.norm: nn.Module = RMSNorm(config.hidden_size, config.rms_norm_eps)
             self.lm_head = Linear(config.hidden_size, config.vocab, bias=False)
             self.tie()
 
@@ -107,14 +111,20 @@ class ArgonneModel(nn.Module):
         block name, what came before it.
         """
         if self.part.is_first:
-            x = self.embed_tokens(x)
+            x = self._embed(x, start, starts_BT)
         table = self._table(x, start, starts_BT)
         scope = scope_of(self.config, starts_BT if self.document_mask else None, x) if caches is None else None
         for name, block in self.blocks.items():
             x = block(x, table, scope, caches[name] if caches is not None else None)
         return self._end(x, targets_BT) if self.part.is_last else x
 
-    def _table(self, x: Tensor, start: int, starts_BT: Tensor | None) -> RotaryTable:
+    def _embed(self, ids_BT: Tensor, start: int, starts_BT: Tensor | None) -> Tensor:
+        """What the first block is given; where positions are, its attention knows."""
+        del start, starts_BT
+        x: Tensor = self.embed_tokens(ids_BT)
+        return x
+
+    def _table(self, x: Tensor, start: int, starts_BT: Tensor | None) -> RotaryTable | None:
         positions = torch.arange(start, start + x.shape[1], device=x.device)
         if starts_BT is not None and self.restart_positions:
             positions = (positions - starts_BT)[:, None]

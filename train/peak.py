@@ -169,7 +169,7 @@ class _Stage:
         if not self.is_pipeline or self.config.pipeline.schedule != "zero-bubble":
             return 0
         model = self.config.model
-        each = 3 * model.hidden_size + 2 * model.kv_heads * model.head_dim + 2 * model.feed_forward
+        each = 2 * model.hidden_size + model.query_width + 2 * model.kv_heads * model.head_dim + 2 * model.feed_forward
         return self.stage * len(self.layers) // self.layout.parts * self.narrow * self.tokens * each
 
     def _head_kept(self) -> int:

@@ -25,14 +25,15 @@ def gathered(size_bytes: int, ranks: int) -> int:
 def block_shapes(config: ArgonneConfig) -> list[Shape]:
     """Of a block's parameters."""
     width, kv_width, inner = config.hidden_size, config.kv_heads * config.head_dim, config.feed_forward
-    matrices = [(width, width), (kv_width, width), (kv_width, width), (width, width)]
-    matrices += [(inner, width), (inner, width), (width, inner)]
-    biases = config.attention_bias * 4 * [True] + (not config.attention_bias) * 4 * [False]
-    biases += 3 * [config.mlp_bias]
+    matrices = [(config.query_width, width), (kv_width, width), (kv_width, width), (width, config.query_width)]
+    is_first_generation = config.architecture == "argonne-1"
+    feed_forward = [(inner, width)] * (1 if is_first_generation else 2) + [(width, inner)]
+    biases = 4 * [config.attention_bias] + len(feed_forward) * [config.mlp_bias]
+    matrices += feed_forward
     return [
         *matrices,
         *((rows,) for (rows, _), biased in zip(matrices, biases, strict=True) if biased),
-        *[(width,)] * 2,
+        *[(width,)] * (4 if is_first_generation else 2),
         *[(config.head_dim,)] * (2 * config.qk_norm),
     ]
 
@@ -41,6 +42,9 @@ def end_shapes(config: ArgonneConfig, *, is_first: bool, is_last: bool) -> list[
     """Of the parameters of a part beside its blocks."""
     table = (config.vocab, config.hidden_size)
     tables = [table] * (1 if config.tie_word_embeddings and is_first and is_last else is_first + is_last)
+    if config.architecture == "argonne-1":
+        positions = (config.max_position_embeddings, config.hidden_size)
+        return tables + [positions] * is_first + [(config.hidden_size,)] * (2 * is_last)
     return tables + [(config.hidden_size,)] * is_last
 
 
