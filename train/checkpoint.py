@@ -79,8 +79,11 @@ class Checkpoints:
         *,
         asynchronous: bool = False,
         report: Callable[..., None] = _say_nothing,
+        begin: Cursor = Cursor(0, 0, 0),  # noqa: B008
     ) -> None:
         self.directory, self.keep, self.identity, self.report = directory, keep, identity, report
+        self.begin = begin
+        """Where an imported model goes on, which has read nothing of this dataset."""
         self.saved_step = 0
         """Of the last checkpoint that was saved or loaded."""
         self._copies = HostCopies() if asynchronous else None
@@ -211,19 +214,23 @@ class Checkpoints:
         manifest = on_first_rank(partial(read_sealed, path / MANIFEST_NAME))
         for name in ("dataset", "packing", "tokenizer"):
             before, now = manifest.get(name), self.identity[name]  # there were no packings once
-            if before != now:
+            if before != now and not (before is None and "imported" in manifest):
                 raise FormatError(
                     f"{path} was trained with {name} {str(before)[:12]}, this run has {str(now)[:12]}: "
                     "continue with the same one, or start another run directory"
                 )
         length = self.identity["recipe"]["data"]["sequence_length"]
-        if (cursor := cursor_of(manifest, length)) is None:
+        cursor = cursor_of(manifest, length) if manifest["cursor"] else self.begin
+        if cursor is None:
             raise FormatError(
                 f"{path} is in the middle of a chunk of {length}: continue it with data.sequence_length "
                 f"{manifest['recipe']['data']['sequence_length']}, to the end of one"
             )
         create_state(optimizer)
-        load_tensors(path, training_tensors(model, optimizer), manifest)
+        tensors = training_tensors(model, optimizer)
+        if not any(name.startswith("optimizer.") for name in manifest["tensors"]):  # weights alone were imported
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+        load_tensors(path, tensors, manifest)
         progress = Progress.of_manifest(manifest, cursor)
         self.saved_step = progress.step
         return progress

@@ -15,7 +15,16 @@ from shared.terminal import safe_text
 from train.architecture import at_least
 from train.config import RunConfig, load_recipe
 from train.console import Output, console
-from train.options import DoctorOptions, LayoutsOptions, ReportOptions, RunOptions, SampleOptions, StatusOptions
+from train.options import (
+    DoctorOptions,
+    ExportOptions,
+    ImportOptions,
+    LayoutsOptions,
+    ReportOptions,
+    RunOptions,
+    SampleOptions,
+    StatusOptions,
+)
 from train.outlook import Outlook
 from train.plan_command import plan
 from train.preflight import prepare
@@ -123,6 +132,44 @@ def sample(arguments: Sequence[str]) -> None:
     print(safe_text(text, keep_newlines=True))
 
 
+def export(arguments: Sequence[str]) -> None:
+    """Write a run's newest checkpoint as a Hugging Face folder, which transformers loads to the same logits."""
+    from train.export import export as export_run
+
+    options = tyro.cli(ExportOptions, args=arguments, prog="python -m train export")
+    done = export_run(options.run, options.out, options.dtype)
+    print(
+        f"{options.out}: step {done.step:,}, {done.num_parameters:,} parameters in {options.dtype}; transformers gives"
+    )
+    end = "stops at the end of a document" if done.has_end else "goes on to the length asked for: no end was told"
+    print(f"the same logits, greedy text and tokens, and {end}")
+
+
+def import_model(arguments: Sequence[str]) -> None:
+    """Make a run that continues a model from elsewhere: an old Argonne checkpoint, or a Llama's Hugging Face folder."""
+    from train.imported import with_tokenizer, write_import
+    from train.legacy_checkpoint import Untold, read_legacy
+    from train.legacy_place import place_of
+    from train.llama_folder import read_llama
+
+    default = ImportOptions(tyro.MISSING, tyro.MISSING, _recipe(arguments, ImportOptions.recipe))
+    options = tyro.cli(ImportOptions, args=arguments, default=default, prog="python -m train import")
+    untold = Untold(options.heads, options.positions, options.rope_theta)
+    found = read_legacy(options.source, untold) if options.source.is_file() else read_llama(options.source)
+    if options.tokenizer is not None:
+        found = with_tokenizer(found, options.tokenizer)
+    place = None if options.tokens is None else place_of(found.data_position, options.tokens, options.config.data)
+    recipe = write_import(found, options.out, options.config, place)
+    for key, name in found.fate.items():
+        print(f"{safe_text(key)}: {safe_text(name)}")
+    for note in [*found.notes, *([place.note] if place else [])]:
+        print(safe_text(note))
+    print(
+        f"{options.out}: step {found.step:,}, {len(found.weights)} tensors, {found.num_renamed} renamed, "
+        f"{found.num_dropped} dropped; continue it with `python -m train run TOKENS {options.out} --recipe {recipe}`"
+    )
+
+
 def report(arguments: Sequence[str]) -> None:
     """Tell what a run has done, alive, finished or dead, in a few lines and on a page for a browser."""
     from train.report import report as report_run
@@ -150,6 +197,8 @@ def trace(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, Command] = {
     "run": run,
     "sample": sample,
+    "export": export,
+    "import": import_model,
     "report": report,
     "status": status,
     "trace": trace,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -75,6 +75,41 @@ class SampleOptions:
     """Directory of the run."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")]
     prompt: str = ""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a run's newest checkpoint as a Hugging Face folder, which transformers loads to the same logits."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Directory of the run."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """The folder, which is not there yet."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the weights."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Make a run that continues a model from elsewhere: an old Argonne checkpoint, or a Llama's Hugging Face folder."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """The folder, or the checkpoint file (.pth, .pt)."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Directory of the run, which is not there yet."""
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    recipe: str = "tiny"
+    """Name of a shipped recipe, or path of a .toml file, by which to go on; all but [model], which the source tells."""
+    tokens: Path | None = None
+    """The dataset, to go on in it at the row where an old run was in its files. None: in front, in any dataset."""
+    tokenizer: Path | None = None
+    """The tokenizer.json of an old checkpoint, which does not tell it. None: that of the dataset it goes on with."""
+    heads: int | None = None
+    """Of attention, which an old checkpoint does not tell: 12 in Argonne 1.0, 16 in 1.5, 24 in 2.0."""
+    positions: int = 4096
+    """Longest sequence of an Argonne 2.0 checkpoint, which does not tell it."""
+    rope_theta: float = 10000.0
+    """The same for its rotary positions."""
 
 
 @dataclass(frozen=True)

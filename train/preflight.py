@@ -35,6 +35,8 @@ from train.walltime import parse_deadline
 
 RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
+IMPORTED_NAME = "imported.json"
+"""Of a run that begins from a model that was made elsewhere."""
 CHANGEABLE = {
     *("strategy", "pipeline", "fsdp", "recovery", "checkpoint", "training.microbatch", "training.validate_every"),
     *("training.compile", "training.activation_checkpointing", "training.checkpoint_stride"),
@@ -171,6 +173,15 @@ def _check_validation(validation: tuple[View, str] | None, config: RunConfig, da
             )
 
 
+def _check_end(step: int, total_steps: int) -> None:
+    """Raises: ConfigError if an imported model is at the end of its schedule already."""
+    if step >= total_steps:
+        raise ConfigError(
+            f"the imported model is at step {step:,}, training.total_steps {total_steps:,} is not after it: give "
+            f"--training.total-steps, more than {step}"
+        )
+
+
 def _check_run(prepared: Prepared) -> None:
     """Raises: ConfigError if the directory holds a run of something else or at another place, or no run but files."""
     directory = prepared.request.run
@@ -178,8 +189,12 @@ def _check_run(prepared: Prepared) -> None:
     if not exists(path):
         names = [path.name for path in listing(directory)]
         # A run killed in its first moment leaves its locks and what it was writing.
-        if any(not name.startswith(LOCK_NAME) and written_name(name) != RUN_NAME for name in names):
+        if IMPORTED_NAME not in names and any(
+            not name.startswith(LOCK_NAME) and written_name(name) != RUN_NAME for name in names
+        ):
             raise ConfigError(f"{directory} is not empty and not a run (no {RUN_NAME}): name another directory")
+        if IMPORTED_NAME in names:
+            _check_end(read_sealed(directory / IMPORTED_NAME)["step"], prepared.config.total_steps)
         return
     if not (changed := changes(prepared)):
         return

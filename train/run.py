@@ -130,12 +130,11 @@ def _build(
     prepared: Prepared, device: torch.device, stop: StopRequest, log: RunLog, heartbeat: Heartbeat
 ) -> tuple[Parts, Progress]:
     """The parts of the run, and where it goes on; its weights and optimizer are filled."""
-    config, request = prepared.config, prepared.request
+    config = prepared.config
     strategy = _strategy(prepared, device, log)
     optimizer = build_optimizer(config.optimizer, strategy.model)
     backoff = _fit(prepared, strategy, optimizer, device, log, stop)
-    directory, how, told = request.run / CHECKPOINTS_NAME, config.checkpoint, partial(_tell, log, stop)
-    checkpoints = Checkpoints(directory, how.keep, prepared.identity, asynchronous=how.asynchronous, report=told)
+    checkpoints = _checkpoints(prepared, log, stop)
     progress = _resume(prepared, checkpoints, strategy, optimizer, log)
     ranks = strategy.dp_rank, prepared.layout.dp_size
     reader = ChunkReader(prepared.view, config, *ranks, device, prepared.validation, prepared.starts)
@@ -157,6 +156,13 @@ def _build(
         provenance=Provenance(prepared.datasets),
         least_token_s=flops / sum(gather(measured_peak_flops(device, dtype))),
     ), progress
+
+
+def _checkpoints(prepared: Prepared, log: RunLog, stop: StopRequest) -> Checkpoints:
+    """Those of the run, kept and saved as its recipe says."""
+    directory, how = prepared.request.run / CHECKPOINTS_NAME, prepared.config.checkpoint
+    told, begin = partial(_tell, log, stop), prepared.first
+    return Checkpoints(directory, how.keep, prepared.identity, asynchronous=how.asynchronous, report=told, begin=begin)
 
 
 def _tell_start(prepared: Prepared, parts: Parts, progress: Progress, changed: list[str]) -> None:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from shared.config import structure
+from shared.directories import exists
 from shared.errors import ConfigError, FormatError
 from shared.format import TOKENIZER_NAME
 from shared.storage import read_sealed, sha256_file
 from train.attention import KeyValueCache
+from train.building import make_model
 from train.checkpoint_directory import MANIFEST_NAME, newest
 from train.config import RunConfig
 from train.model import ArgonneModel
@@ -47,10 +49,11 @@ class Sampling:
             )
 
 
-def generate(model: ArgonneModel, prompt_BT: Tensor, sampling: Sampling) -> Tensor:
+def generate(model: ArgonneModel, prompt_BT: Tensor, sampling: Sampling, num_ids: int | None = None) -> Tensor:
     """(B, T + new) ids: the prompts, what follows them up to an end-of-document id, then padding.
 
-    The model is left in the mode it was in. An empty prompt starts from bos_token_id.
+    The model is left in the mode it was in. An empty prompt starts from bos_token_id. Only the first `num_ids` ids of
+    the vocabulary are chosen from: those after them fill it up and mean nothing.
 
     Raises: ConfigError if prompt and continuation are longer than the model's positions.
     """
@@ -69,7 +72,7 @@ def generate(model: ArgonneModel, prompt_BT: Tensor, sampling: Sampling) -> Tens
     ended_B = torch.zeros(len(ids_BT), dtype=torch.bool, device=ids_BT.device)
     with evaluating(model):
         while ids_BT.shape[1] < length and not ended_B.all():
-            logits_BV = model(new_BT, start=ids_BT.shape[1] - new_BT.shape[1], caches=caches)[:, -1].float()
+            logits_BV = model(new_BT, start=ids_BT.shape[1] - new_BT.shape[1], caches=caches)[:, -1, :num_ids].float()
             next_B = choose(logits_BV, sampling, generator)
             next_B = torch.where(ended_B, torch.full_like(next_B, config.pad_token_id or 0), next_B)
             ended_B |= next_B == config.eos_token_id
@@ -116,8 +119,12 @@ def load_checkpoint(run: Path, path: Path) -> tuple[ArgonneModel, int]:
     """
     manifest = read_sealed(path / MANIFEST_NAME)
     config = structure(manifest["recipe"], RunConfig, str(path)).model
-    model = ArgonneModel(config)
+    model = make_model(config)
     load_tensors(path, {f"model.{name}": p.detach() for name, p in model.named_parameters()}, manifest)
+    if not exists(run / TOKENIZER_NAME):
+        raise FormatError(
+            f"{run} has no {TOKENIZER_NAME}: a model that was imported without one has it after its start"
+        )
     if sha256_file(run / TOKENIZER_NAME) != manifest["tokenizer"]:
         raise FormatError(f"{run / TOKENIZER_NAME} is not the tokenizer of {path}: put that file back")
     return model, manifest["step"]
@@ -130,5 +137,6 @@ def sample(run: Path, prompt: str, sampling: Sampling) -> tuple[str, int]:
     model, step = load_model(run)
     tokenizer = Tokenizer.from_file(str(run / TOKENIZER_NAME))
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    ids = generate(model, torch.tensor([prompt_ids], dtype=torch.long), sampling)[0].tolist()
+    prompt_BT = torch.tensor([prompt_ids], dtype=torch.long)
+    ids = generate(model, prompt_BT, sampling, tokenizer.get_vocab_size())[0].tolist()
     return tokenizer.decode(ids, skip_special_tokens=True), step
