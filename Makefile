@@ -15,6 +15,9 @@ RUN       ?= ../runs/$(basename $(notdir $(RECIPE)))
 NPROC     ?=
 ARGS      ?=
 PROMPT    ?= The
+FROM      ?=
+HEADS     ?=
+OUT       ?= $(RUN)-hf
 DEMO      ?= ../argonne-demo
 GPUS      ?= 4
 CHAOS     ?= ..
@@ -32,7 +35,7 @@ endif
 TRAIN = $(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp doctor plan sample trace report test lint check chaos bench clean
+.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp resume export doctor plan sample trace report test lint check chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -71,6 +74,13 @@ train-pipeline: $(READY) ## train or continue a run as a pipeline (TOKENS=dir RE
 
 train-fsdp: $(READY) ## train or continue a run fully sharded (TOKENS=dir RECIPE=name RUN=dir NPROC=n ARGS='--a.b value')
 	$(TRAIN) --strategy fsdp $(ARGS)
+
+resume: $(READY) ## go on with an old Argonne checkpoint or a Llama folder (FROM=path HEADS=n TOKENS=dir RECIPE=name RUN=dir)
+	test -e "$(RUN)" || $(PYTHON) -m train import "$(FROM)" "$(RUN)" --recipe "$(RECIPE)" $(if $(HEADS),--heads $(HEADS))
+	$(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RUN)/recipe.toml" $(if $(NPROC),--nproc $(NPROC)) $(ARGS)
+
+export: $(READY) ## a run's newest checkpoint as a Hugging Face folder (RUN=dir OUT=dir ARGS='--dtype bf16')
+	$(PYTHON) -m train export "$(RUN)" "$(OUT)" $(ARGS)
 
 doctor: $(READY) ## is all here that a run needs? ten seconds (TOKENS=dir RECIPE=name RUN=dir NPROC=n ARGS=--json)
 	@$(PYTHON) -m train doctor $(if $(filter-out file,$(origin TOKENS) )$(wildcard $(TOKENS)),--tokens "$(TOKENS)") \
