@@ -1,8 +1,10 @@
 # Everything runs in .venv, which make sets up itself. PY=python3 uses that interpreter's environment instead.
 
-DATA      ?= ../data/CC-MAIN-2025-26
+CRAWL     ?= CC-MAIN-2025-26
+DATA      ?= ../data/$(CRAWL)
 TOKENS    ?= $(patsubst %/,%,$(patsubst %/*.parquet,%,$(patsubst %/*.jsonl,%,$(patsubst %/*.jsonl.zst,%,$(DATA)))))-tokens
 TOKENIZER ?=
+FILES     ?= :
 CHUNK_LENGTH ?= 2048
 VOCAB_SIZE ?=
 LENGTH    ?= $(CHUNK_LENGTH)
@@ -35,7 +37,7 @@ endif
 TRAIN = $(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RECIPE)" $(if $(NPROC),--nproc $(NPROC))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tokenize pack inspect verify train-pipeline train-fsdp resume export doctor plan sample trace report test lint check chaos bench clean
+.PHONY: help setup demo download tokenize pack inspect verify train-pipeline train-fsdp resume export doctor plan sample trace report test lint check chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -55,6 +57,9 @@ demo: $(READY) ## everything once on two cores: corpus, tokenizer, dataset, two 
 	@$(MAKE) --no-print-directory train-fsdp TOKENS=$(DEMO)/tokens RUN=$(DEMO)/run NPROC=2 ARGS='--training.total-steps 60'
 	@$(MAKE) --no-print-directory sample RUN=$(DEMO)/run PROMPT='def '
 	@$(MAKE) --no-print-directory report RUN=$(DEMO)/run
+
+download: $(READY) ## FineWeb's files, checked, resumable (CRAWL=name FILES=0:4 DATA=dir ARGS='--revision commit')
+	$(PYTHON) -m preprocess download "$(DATA)" --crawl "$(CRAWL)" --files "$(FILES)" $(ARGS)
 
 tokenize: $(READY) ## text -> token dataset (DATA=dir TOKENS=dir TOKENIZER=file CHUNK_LENGTH=n VOCAB_SIZE=n ARGS=...)
 	$(PYTHON) -m preprocess tokenize "$(DATA)" "$(TOKENS)" --chunk-length $(CHUNK_LENGTH) \

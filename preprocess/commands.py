@@ -19,10 +19,13 @@ from preprocess.config import (
 from preprocess.options import (
     REPORT_BYTES,
     DocumentsOptions,
+    DownloadOptions,
     DuplicatesOptions,
+    FetchOptions,
     FinishOptions,
     InspectOptions,
     PackOptions,
+    PushOptions,
     SampleCorpusOptions,
     TokenizeOptions,
     TokenizerOptions,
@@ -34,6 +37,7 @@ from shared.errors import ConfigError
 from shared.format import Selection
 from shared.storage import write_file
 from shared.terminal import safe_text
+from shared.urls import remote_url
 
 T = TypeVar("T")
 
@@ -46,9 +50,14 @@ def tokenize(argv: Sequence[str]) -> None:
     part = None if options.part is None else parse_part(options.part)
     engines = EngineSettings(options.engine, options.verify, options.token_counts)
     execution = Execution(workers, part, engines, options.ray, options.steal)
+    if (url := remote_url(options.tokens)) is not None:
+        raise ConfigError(
+            f"{safe_text(url)} is elsewhere: give a directory as TOKENS, then `python -m preprocess push` it"
+        )
+    data = _text_here(options.data)
     from preprocess.build import build
 
-    build(options.data, options.tokens, settings, tokenizer, execution)
+    build(data, options.tokens, settings, tokenizer, execution)
 
 
 def finish(argv: Sequence[str]) -> None:
@@ -148,6 +157,41 @@ def sample_corpus(argv: Sequence[str]) -> None:
     sample_corpus(options.out, int(options.megabytes * 1e6))
 
 
+def download(argv: Sequence[str]) -> None:
+    """Parquet files from the Hugging Face Hub, each checked against its sha256."""
+    options = _parse("download", DownloadOptions, argv)
+    from preprocess.download import download
+
+    folder = options.folder or f"data/{options.crawl}"
+    download(options.repository, folder, options.revision, options.files, options.out)
+
+
+def fetch(argv: Sequence[str]) -> None:
+    """Copy a directory of text or a dataset here, from s3:// or hf://."""
+    options = _parse("fetch", FetchOptions, argv)
+    from shared.remote import fetch
+
+    fetch(options.url, options.out)
+
+
+def push(argv: Sequence[str]) -> None:
+    """Copy a finished dataset elsewhere, its index last."""
+    options = _parse("push", PushOptions, argv)
+    from shared.remote import push
+
+    push(options.tokens, options.url)
+
+
+def _text_here(data: str) -> str:
+    """`data`, or where its files are here, to which they are brought."""
+    if remote_url(data) is None:
+        return data
+    from preprocess.sources import READERS
+    from shared.remote import copied
+
+    return str(copied(data, tuple(READERS)))
+
+
 def _parse(command: str, options: type[T], argv: Sequence[str]) -> T:
     return tyro.cli(options, args=list(argv), prog=f"python -m preprocess {command}")
 
@@ -163,4 +207,7 @@ COMMANDS = {
     "documents": documents,
     "verify": verify,
     "sample-corpus": sample_corpus,
+    "download": download,
+    "fetch": fetch,
+    "push": push,
 }

@@ -200,3 +200,40 @@ class SampleCorpusOptions:
     """The directory for its parquet files."""
     megabytes: float = 16
     """Text to collect, in millions of bytes."""
+
+
+@dataclass(frozen=True)
+class DownloadOptions:
+    """Bring parquet files of a dataset on the Hugging Face Hub here, checked against its sha256 list; resumes."""
+
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Directory for the files."""
+    crawl: str = "CC-MAIN-2025-26"
+    """Of FineWeb: the files of data/CRAWL."""
+    files: str = ":"
+    """Which of them, in natural order: first:end, or one number."""
+    repository: str = "HuggingFaceFW/fineweb"
+    folder: str | None = None
+    """In the repository (None: data/CRAWL)."""
+    revision: str = "main"
+    """A commit, or a branch whose commit of today is kept to by all later downloads to OUT."""
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """Copy a directory elsewhere (s3://bucket/dir, hf://datasets/owner/name/dir) here, checked; goes on by files."""
+
+    url: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="URL")]
+    """The directory: of text, or a finished dataset."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """Directory for its files."""
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """Copy a finished dataset elsewhere, its index last."""
+
+    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
+    """The directory of the token dataset."""
+    url: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="URL")]
+    """Where to: s3://bucket/dir."""

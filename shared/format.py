@@ -30,6 +30,7 @@ from shared.errors import ConfigError, FormatError
 from shared.records import GoldenVector, Selection, Shard, SkippedSource, Source, TokenizerIdentity
 from shared.storage import SEAL, read_sealed, write_large_sealed
 from shared.terminal import safe_text
+from shared.urls import not_here, remote_url
 
 __all__ = ["GoldenVector", "Selection", "Shard", "SkippedSource", "Source", "TokenizerIdentity"]  # of `Index`
 
@@ -189,6 +190,8 @@ def _check_paths(paths: Sequence[str], where: str) -> None:
 
 
 def _no_index(directory: Path) -> str:
+    if (url := remote_url(directory)) is not None:
+        return not_here(url)
     remedy = f"make one with `make tokenize DATA=... TOKENS={directory}`"
     if not is_directory(directory):
         return f"{directory} not found: a token dataset is wanted; {remedy}"

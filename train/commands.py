@@ -12,6 +12,7 @@ import tyro
 from shared.command import Command, run_command
 from shared.errors import ConfigError, UserError
 from shared.terminal import safe_text
+from shared.urls import remote_url
 from train.architecture import at_least
 from train.config import RunConfig, load_recipe
 from train.console import Output, console
@@ -39,6 +40,11 @@ def run(arguments: Sequence[str], signals: Signals | None = None) -> int:
     default = RunOptions(tyro.MISSING, tyro.MISSING, _recipe(arguments, RunOptions.recipe))
     options = tyro.cli(RunOptions, args=arguments, default=default, prog="python -m train run")
     at_least("max-restarts", options.max_restarts, 0)
+    if "RANK" not in os.environ and (url := remote_url(options.tokens)) is not None:
+        from shared.remote import copied
+
+        options = replace(options, tokens=copied(url))
+        arguments = [str(options.tokens) if remote_url(word) == url else word for word in arguments]
     request = RunRequest(
         options.tokens,
         options.run,
