@@ -32,6 +32,7 @@ from preprocess.options import (
     TokenizerReportOptions,
     VerifyOptions,
 )
+from shared.command import Command
 from shared.directories import exists, make_directory
 from shared.errors import ConfigError
 from shared.format import Selection
@@ -182,6 +183,20 @@ def push(argv: Sequence[str]) -> None:
     push(options.tokens, options.url)
 
 
+def launch(argv: Sequence[str]) -> None:
+    """Print or submit the job script of a build: arrays of tasks until the dataset is finished."""
+    from preprocess.jobs import launch
+
+    launch(argv)
+
+
+def slice_of_build(argv: Sequence[str]) -> int:
+    """For job scripts: tell that a task of an array begins or how it ended, and hear whether the chain goes on."""
+    from preprocess.slices import SliceOptions, slice_of_build
+
+    return slice_of_build(_parse("slice", SliceOptions, argv))
+
+
 def _text_here(data: str) -> str:
     """`data`, or where its files are here, to which they are brought."""
     if remote_url(data) is None:
@@ -196,7 +211,7 @@ def _parse(command: str, options: type[T], argv: Sequence[str]) -> T:
     return tyro.cli(options, args=list(argv), prog=f"python -m preprocess {command}")
 
 
-COMMANDS = {
+COMMANDS: dict[str, Command] = {
     "tokenize": tokenize,
     "finish": finish,
     "duplicates": duplicates,
@@ -210,4 +225,6 @@ COMMANDS = {
     "download": download,
     "fetch": fetch,
     "push": push,
+    "launch": launch,
+    "slice": slice_of_build,
 }

@@ -148,7 +148,12 @@ def test_what_cannot_be_copied_is_one_line(elsewhere, dataset, tmp_path, capsys,
     assert capsys.readouterr().err.startswith("error: stop-step 0 is too small")
     assert plain(tmp_path / "data" / "dataset") == plain(dataset)
     wanted = "error: s3://bucket/a is not on this machine: `python -m preprocess fetch s3://bucket/a DIR` brings it\n"
+    assert refusal(capsys, "launch", "slurm", "s3://bucket/a", "tokens") == wanted
     assert refusal(capsys, "verify", "s3://bucket/a") == wanted
+    assert (
+        train(["launch", "slurm", "tiny", "--gpus", "1", "--walltime", "1:00", "--tokens", "s3://bucket/a"], None) == 2
+    )
+    assert capsys.readouterr().err == wanted
 
 
 def test_what_came_cut_short_or_changed_meanwhile_is_not_taken(elsewhere, dataset, tmp_path, capsys, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from shared.command import run_command
 from shared.config import unstructure
+from shared.duration import walltime
 from shared.errors import ConfigError, UserError
 from shared.storage import write_sealed
 from tests.helpers import run_cli
@@ -21,7 +22,6 @@ from train.memory import saved_bytes
 from train.peak import GIB, Holding, dearest
 from train.plan import RUNTIME_BYTES, Hardware, drive_dearest, fits, largest_that_fits, make_plan, needed_bytes
 from train.preflight import RUN_NAME
-from train.walltime import walltime
 
 SHAPE = {
     "model__vocab_size": 2048,

@@ -5,8 +5,9 @@ from datetime import datetime
 
 import pytest
 
+from shared.duration import is_duration
 from shared.errors import ConfigError, UserError
-from train.walltime import fixed, is_duration, job_end, parse_deadline, parse_qstat, parse_scontrol
+from train.walltime import fixed, job_end, parse_deadline, parse_qstat, parse_scontrol
 
 SCONTROL = """JobId=81723 JobName=pretrain
    UserId=ada(1000) GroupId=ada(1000) MCS_label=N/A

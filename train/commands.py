@@ -10,12 +10,14 @@ from functools import partial, update_wrapper
 import tyro
 
 from shared.command import Command, run_command
+from shared.duration import is_duration
 from shared.errors import ConfigError, UserError
 from shared.terminal import safe_text
 from shared.urls import remote_url
 from train.architecture import at_least
 from train.config import RunConfig, load_recipe
 from train.console import Output, console
+from train.jobs import launch
 from train.options import (
     DoctorOptions,
     ExportOptions,
@@ -32,7 +34,7 @@ from train.preflight import prepare
 from train.request import RunRequest
 from train.sample import Sampling
 from train.signals import Signals
-from train.walltime import fixed, is_duration
+from train.walltime import fixed
 
 
 def run(arguments: Sequence[str], signals: Signals | None = None) -> int:
@@ -192,6 +194,13 @@ def status(arguments: Sequence[str]) -> None:
     print(status_of_run(tyro.cli(StatusOptions, args=arguments, prog="python -m train status").run))
 
 
+def slice_of_run(arguments: Sequence[str]) -> int:
+    """For job scripts: tell that a slice of a run begins or how it ended, and hear whether the chain goes on."""
+    from train.slices import slice_of_run as tell_slice
+
+    return tell_slice(arguments)
+
+
 def trace(arguments: Sequence[str]) -> None:
     """Tell which documents a run saw at a step, or at which steps it saw a document."""
     from train.tracing import TraceOptions
@@ -211,6 +220,8 @@ COMMANDS: dict[str, Command] = {
     "layouts": layouts,
     "plan": plan,
     "doctor": doctor,
+    "launch": launch,
+    "slice": slice_of_run,
 }
 
 

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import tyro
 
+from shared.duration import walltime
 from shared.errors import ConfigError
 from shared.format import Index
 from shared.terminal import safe_text
 from train.config import RunConfig, load_recipe
 from train.datasets import open_datasets
-from train.walltime import walltime
 
 GIB = 1 << 30
 

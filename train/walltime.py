@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from shared.duration import is_duration, seconds
 from shared.errors import ConfigError, UserError
 
 PATIENCE_S = 30.0
@@ -87,41 +88,9 @@ def parse_deadline(text: str, now_s: float) -> float:
         ) from None
 
 
-def is_duration(text: str) -> bool:
-    """Whether it is written as Slurm and PBS write durations: [days-]hours:minutes:seconds."""
-    return re.fullmatch(r"(\d+-)?\d+:\d\d:\d\d", text) is not None
-
-
-def walltime(text: str) -> float:
-    """Seconds of a job's hours:minutes or [days-]hours:minutes:seconds.
-
-    >>> walltime("8:00"), walltime("1-00:00:30")
-    (28800.0, 86430.0)
-
-    Raises: ConfigError if it is neither.
-    """
-    text = f"{text}:00" if re.fullmatch(r"\d+:\d\d", text) else text
-    if not is_duration(text):
-        raise ConfigError(f"walltime {text!r} is no duration: hours:minutes or hours:minutes:seconds is wanted")
-    return seconds(text)
-
-
 def fixed(deadline: str, now_s: float) -> str:
     """The same deadline as a time, which stays when a process that is told of it starts later."""
     return datetime.fromtimestamp(parse_deadline(deadline, now_s), UTC).isoformat()
-
-
-def seconds(duration: str) -> float:
-    """Of [[[days-]hours:]minutes:]seconds.
-
-    >>> seconds("100:00:00"), seconds("2-01:00:00"), seconds("90"), seconds("01:30")
-    (360000.0, 176400.0, 90.0, 90.0)
-    """
-    days, _, clock = duration.rpartition("-")
-    total = 0.0
-    for part in clock.split(":"):
-        total = 60 * total + float(part)
-    return 86400 * int(days or 0) + total
 
 
 def parse_scontrol(text: str) -> float | None:
