@@ -1,11 +1,14 @@
 """Runs that begin from another one: what they read, what they take over, and that all of it survives a restart."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from shared.errors import ConfigError, FormatError
+from shared.format import TOKENIZER_NAME, read_index, write_index
+from shared.storage import write_file
 from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
 from train.preflight import CHECKPOINTS_NAME, prepare
 from train.records import read_metrics
@@ -149,5 +152,27 @@ def test_a_beginning_that_cannot_be_is_refused(tokens, before, tmp_path):
         prepare(RunRequest(tokens, tmp_path / "run", recipe(**MIXTURE), begin_from=tmp_path / "nothing"), 1)
     with pytest.raises(ConfigError, match="--reset-optimizer is given without --begin-from"):
         prepare(RunRequest(tokens, tmp_path / "run", recipe(**MIXTURE), reset_optimizer=True), 1)
+    unsaved = shutil.copytree(before, tmp_path / "unsaved", ignore=shutil.ignore_patterns("step-*"))
+    with pytest.raises(ConfigError, match=r"unsaved has no checkpoint to begin from: train it until it has saved one"):
+        prepare(RunRequest(tokens, tmp_path / "run", recipe(**MIXTURE), begin_from=unsaved), 1)
+    others = shutil.copytree(tokens, tmp_path / "others")
+    for name in ("web", "code"):
+        sha256 = write_file(others / name / TOKENIZER_NAME, [b"[]"])
+        index = read_index(tokens / name)
+        write_index(others / name, replace(index, tokenizer=replace(index.tokenizer, sha256=sha256)))
+    with pytest.raises(
+        ConfigError, match=r"was trained with tokenizer 44136fa355b3, this run has 4f53cda18c2b: one is"
+    ):
+        prepare(RunRequest(others, tmp_path / "run", recipe(**MIXTURE), begin_from=before), 1)
     with pytest.raises(ConfigError, match=r"run is there already and began from nothing, not from .*: name another"):
         prepare(RunRequest(tokens / "web", before, recipe(training__total_steps=6), begin_from=tmp_path / "x"), 1)
+
+
+def test_a_checkpoint_that_a_run_begins_from_must_be_there_and_whole_until_the_run_has_its_own(
+    tokens, before, tmp_path
+):
+    earlier = shutil.copytree(before, tmp_path / "earlier")
+    prepared = prepare(RunRequest(tokens, tmp_path / "run", recipe(**MIXTURE), begin_from=earlier), 1)
+    shutil.rmtree(earlier / CHECKPOINTS_NAME / "step-00000006")
+    with pytest.raises(FormatError, match=r"step-00000006.*: this run begins from it, put it back"):
+        execute(prepared, CPU, unasked())

@@ -115,6 +115,16 @@ def test_an_import_is_whole_or_absent(folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_from_elsewhere_goes_on_with_the_mixture_of_its_recipe(folder, tmp_path):
+    sources = [{"name": "web", "weight": 0.75, "max_passes": 3.0}, {"name": "code", "weight": 0.25}]
+    config = recipe(data__sources=sources)
+    path = write_import(read_llama(folder), tmp_path / "run", config)
+    for name in ("web", "code"):
+        write_tokens(tmp_path / "tokens" / name, [random_tokens(400)], vocab_size=64)
+    prepared = prepare(RunRequest(tmp_path / "tokens", tmp_path / "run", load_recipe(str(path))), 1)
+    assert prepared.config.data == config.data
+
+
 def test_what_is_no_llama_folder_is_refused(folder, tmp_path):
     with pytest.raises(FormatError, match=r"config\.json not found: name a folder"):
         read_llama(tmp_path)

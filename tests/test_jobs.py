@@ -93,6 +93,17 @@ def test_pbs_is_asked_in_its_own_words(capsys, tokens, tmp_path):
     assert 'mpiexec -n 2 --ppn 1 /bin/bash "$job/job.sh" on-node "$(hostname)" "$id" &\n' in script
 
 
+def test_a_mixture_is_checked_before_it_is_asked_for(capsys, tokens, tmp_path):
+    recipe = recipe_file(tmp_path)
+    recipe.write_text(f'{recipe.read_text()}\n[[data.sources]]\nname = "tokens"\nweight = 1.0\n')
+    words = ["slurm", recipe, "--gpus", 1, "--walltime", "8:00"]
+    script, _ = printed(capsys, *words, "--tokens", tokens.parent)
+    assert f"-m train run {tokens.parent} " in script
+    assert refusal(capsys, *words, "--tokens", tokens).startswith(
+        f"error: {tokens}/tokens not found: a token dataset is wanted"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -6,9 +6,11 @@ from shared.errors import ConfigError, FormatError
 from shared.format import read_index
 from tests.train_helpers import write_documents
 from train.data_config import DataConfig
+from train.data_sources import DataSource
 from train.legacy_place import place_of
 
 NATURAL = DataConfig(sequence_length=16, order="natural")
+MIXED = DataConfig(sequence_length=16, order="natural", sources=[DataSource("web", 1.0)])
 
 
 def position(file, row, processed=()):
@@ -43,6 +45,7 @@ def test_a_row_becomes_the_chunk_in_which_it_begins(tokens, row, cursor):
     [
         (None, NATURAL, "does not tell where it was in its data"),
         (position(0, 0), DataConfig(sequence_length=16), "this one is to be shuffled"),
+        (position(0, 0), MIXED, r"this recipe mixes several: leave --tokens out, to begin in front, or leave data\.s"),
         (position(1, 0), NATURAL, "was at row 0 of file 1, .* is of 1 files"),
         (position(0, 0, ["/x/b.parquet"]), NATURAL, r"file 0 of the old run was /x/b\.parquet, .* is a\.parquet"),
     ],

@@ -93,6 +93,7 @@ def find_beginning(run: Path, optimizer: OptimizerState, datasets: Datasets, ord
     from train.replay import Replay
 
     replay, manifests = Replay(run), read_manifests(run / CHECKPOINTS_NAME)
+    manifests = [manifest for manifest in manifests if manifest["cursor"]]  # an import has read nothing
     if not manifests:
         raise ConfigError(f"{run} has no checkpoint to begin from: train it until it has saved one")
     manifest = manifests[-1]

@@ -164,7 +164,7 @@ def _save(found: Found, directory: Path, config: RunConfig, place: Place | None)
 def recipe_toml(recipe: Mapping[str, Any]) -> str:
     """The recipe as TOML; what is None is left out.
 
-    >>> print(recipe_toml({"a": {"b": 1, "c": None}, "d": "x", "e": {"f": True}}))
+    >>> print(recipe_toml({"a": {"b": 1, "c": None}, "d": "x", "e": {"f": True, "g": [{"h": "y", "i": None}]}}))
     d = "x"
     <BLANKLINE>
     [a]
@@ -172,6 +172,7 @@ def recipe_toml(recipe: Mapping[str, Any]) -> str:
     <BLANKLINE>
     [e]
     f = true
+    g = [{h = "y"}]
     <BLANKLINE>
     """
     tables = {name: value for name, value in recipe.items() if isinstance(value, Mapping)}
@@ -181,10 +182,18 @@ def recipe_toml(recipe: Mapping[str, Any]) -> str:
 
 
 def _entries(table: Mapping[str, Any]) -> str:
-    return "\n".join(f"{name} = {_toml(value)}" for name, value in table.items() if value is not None)
+    return "\n".join(_pairs(table))
 
 
-def _toml(value: bool | int | float | str) -> str:
+def _pairs(table: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {_toml(value)}" for name, value in table.items() if value is not None]
+
+
+def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f'"{value}"' if isinstance(value, str) else repr(value)  # names of choices alone: nothing to escape
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(_pairs(value))}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return f'"{value}"' if isinstance(value, str) else repr(value)  # names of choices and sources: nothing to escape

@@ -12,11 +12,11 @@ import tyro
 from shared.batch import Job, System, notice_s
 from shared.duration import hms
 from shared.errors import ConfigError
-from shared.format import read_index
 from shared.site import Site, load_site
 from shared.submit import give, name_of, walltime_of
 from train.architecture import at_least
 from train.config import load_recipe
+from train.datasets import open_datasets
 from train.layout import lay_out
 from train.options import RunOptions
 from train.slices import ERROR_NAME, UNIT
@@ -120,7 +120,7 @@ def _layout(asked: RunOptions, nodes: int, gpus: int | None) -> str:
 
     Raises: ConfigError if the recipe cannot be laid out on them; FormatError without a dataset.
     """
-    tokenizer = read_index(asked.tokens).tokenizer
+    tokenizer = open_datasets(asked.tokens, asked.config.data).index.tokenizer
     if gpus is None:
         return ""
     model = asked.config.model.resolved(tokenizer.vocab_size, tokenizer.end_of_document_id)

@@ -37,6 +37,11 @@ def place_of(position: Any, tokens: Path, data: DataConfig) -> Place:
             f"an old run read its files in order, this one is to be {data.order}, data.packing {data.packing}: give "
             "--data.order natural without a packing, or leave --tokens out, to begin in front"
         )
+    if data.sources:
+        raise ConfigError(
+            "an old run read one dataset, this recipe mixes several: leave --tokens out, to begin in front, or leave "
+            "data.sources out"
+        )
     index = read_index(tokens)
     file, row = position["current_file_idx"], position["position_in_file"]
     _check(index, file, row, position.get("files_processed", []), tokens)

@@ -32,8 +32,8 @@ def passes_at_end(config: RunConfig, order: Order, checkpoints: Path) -> dict[Da
     from train.checkpoint_directory import read_manifests  # it needs torch, this module does not
 
     manifests = read_manifests(checkpoints)
-    step = manifests[-1]["step"] if manifests else 0
-    start = order.position(Cursor(**manifests[-1]["cursor"])) if manifests else 0
+    step, cursor = (manifests[-1]["step"], manifests[-1]["cursor"]) if manifests else (0, None)
+    start = order.position(Cursor(**cursor)) if cursor else 0  # an import has read nothing here
     end = start + max(config.total_steps - step, 0) * config.data.global_batch
     return dict(zip(config.data.sources, passes(order, end), strict=True))
 
