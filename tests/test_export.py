@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shared.cursor import Cursor
 from shared.errors import ConfigError, FormatError
 from shared.format import read_index
+from shared.storage import sha256_file
 from tests.helpers import run_cli
 from tests.report_runs import steps, write_run
 from tests.train_helpers import architecture, group_of_one, lively_model, plain, recipe
@@ -84,6 +85,8 @@ def test_the_model_card_tells_hashes_tokens_losses_and_recipe(exported):
         '"learning_rate": 0.01',
     ):
         assert fact in card
+    assert f"| loss.png | `{sha256_file(out / 'loss.png')}` |" in card
+    assert "![losses against tokens](loss.png)" in card
 
 
 def test_bf16_weights_are_the_rounded_ones(exported, tmp_path):

@@ -61,7 +61,7 @@ def refusal(capsys, *words) -> str:
 
 
 def test_what_is_asked_for_is_in_the_script_and_shown_with_where_it_is_from(capsys, tokens, tmp_path, site):
-    words = ["--tokens", tokens, "--run", tmp_path / "a run", *FEW, "--training.total-steps", 77]
+    words = ["--tokens", tokens, "--run", tmp_path / "a run", *FEW, "--training.total-steps", 77, "--max-restarts", 5]
     script, told = printed(capsys, "slurm", "tiny", "--nodes", 2, *words)
     for line in ("--nodes=2", "--gpus-per-node=4", "--cpus-per-task=64", "--time=04:00:00", "--account=ml-7"):
         assert f"#SBATCH {line}\n" in script
@@ -69,8 +69,11 @@ def test_what_is_asked_for_is_in_the_script_and_shown_with_where_it_is_from(caps
         assert f"#SBATCH {line}\n" in script
     assert script.index("source /etc/profile.d/modules.sh\n") < script.index("module load cuda/12.6\n")
     assert "--nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d" in script
-    assert "--shutdown-timeout=600 --signals-to-handle=SIGTERM,SIGINT,SIGUSR1" in script
-    assert f"'{tmp_path / 'a run'}' --recipe tiny --training.microbatch 2 --training.total-steps 77\n" in script
+    assert " --max-restarts=5 --shutdown-timeout=600 --signals-to-handle=SIGTERM,SIGINT,SIGUSR1" in script
+    assert (
+        f"'{tmp_path / 'a run'}' --recipe tiny --training.microbatch 2 --training.total-steps 77 --max-restarts 5\n"
+        in script
+    )
     assert [line.split(maxsplit=1) for line in told.splitlines()[:3]] == [
         ["run", f"{tmp_path / 'a run'}, to step 77"],
         ["recipe", "tiny, fsdp on 8 ranks"],

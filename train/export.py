@@ -4,7 +4,7 @@
     <out>/modeling_argonne.py                             instead, the classes of a 1.x model
     <out>/generation_config.json                          where a text ends, and which ids mean nothing
     <out>/tokenizer.json, tokenizer_config.json           the run's tokenizer, byte for byte
-    <out>/README.md                                       what it was trained on, how, and how well
+    <out>/README.md, loss.png                             what it was trained on, how, and how well
 
 It is written under another name, loaded by `transformers` in a process of its own, compared, and only then there.
 """
@@ -25,7 +25,7 @@ from shared.directories import exists, make_directory, move, remove_tree, tempor
 from shared.errors import ConfigError, FormatError
 from shared.files import read_bytes
 from shared.format import TOKENIZER_NAME
-from shared.storage import read_sealed, write_file
+from shared.storage import read_sealed, sha256_file, sync_file, write_file
 from train.checkpoint_directory import MANIFEST_NAME, newest
 from train.export_form import Form, form_of
 from train.export_gate import TENSORS_NAME, VECTORS_NAME
@@ -33,6 +33,8 @@ from train.extras import require
 from train.model import ArgonneModel
 from train.model_card import model_card
 from train.preflight import CHECKPOINTS_NAME
+from train.records import METRICS_NAME, read_metrics
+from train.report import plot_losses
 from train.sample import Sampling, generate, load_checkpoint
 from train.strategy import evaluating
 
@@ -93,6 +95,9 @@ def export(run: Path, out: Path, kind: Kind) -> Export:
         written |= write_weights(temporary, _weights(model, form, kind))
         settings = _generation_config(model, tokenizer.get_vocab_size())
         written["generation_config.json"] = _write_json(temporary / "generation_config.json", settings)
+        if exists(run / METRICS_NAME) and read_metrics(run) and (curve := plot_losses(run, temporary, step)):
+            sync_file(curve)
+            written[curve.name] = sha256_file(curve)
         card = model_card(run, manifest, model, kind, tokenizer.get_vocab_size(), written)
         write_file(temporary / "README.md", [card.encode()])
         check(temporary, model, tokenizer)

@@ -14,6 +14,7 @@ from train.chain import read_with_chain
 from train.model import ArgonneModel
 from train.preflight import IMPORTED_NAME, RUN_NAME
 from train.recorded import Recorded
+from train.report import PLOT_NAME
 
 MOST_ROWS = 12
 HEAD = """---
@@ -47,6 +48,7 @@ def model_card(
         f"{HEAD.format(tag='custom_code' if is_old else 'llama')}\n# {_plain(name)}",
         "\n\n".join(said),
         "## Losses\n\n" + (_losses(recorded, manifest["step"]) if recorded else "It has not been trained on since."),
+        *([f"![losses against tokens]({PLOT_NAME})"] if PLOT_NAME in files else []),
         "## Hashes\n\n" + _table(("what", "sha256 or digest"), [(what, f"`{_plain(h)}`") for what, h in hashes]),
         "## Files\n\n" + _table(("file", "sha256"), [(file, f"`{digest}`") for file, digest in files.items()]),
         "## Recipe\n\n```json\n" + json.dumps(manifest["recipe"], indent=2) + "\n```",  # JSON has no line of fences

@@ -125,12 +125,14 @@ def _records(run: Path) -> list[dict[str, Any]]:
     return records
 
 
-def plot_losses(run: Path) -> Path | None:
-    """Write the loss of every step and the validation losses to <run>/loss.png; None without matplotlib.
+def plot_losses(run: Path, directory: Path | None = None, last_step: int | None = None) -> Path | None:
+    """Write the loss of every step and the validation losses to loss.png; None without matplotlib.
+
+    It is in `directory`, or else in the run's, and tells the steps up to the last one that is asked for.
 
     Raises: FormatError if there is no run or it has no steps yet.
     """
-    records = _records(run)
+    records = [record for record in _records(run) if last_step is None or record["step"] <= last_step]
     if importlib.util.find_spec("matplotlib") is None:
         print(f"no {PLOT_NAME}: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
         return None
@@ -146,5 +148,6 @@ def plot_losses(run: Path) -> Path | None:
     axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=run.name)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(run / PLOT_NAME, dpi=120)
-    return run / PLOT_NAME
+    path = (directory or run) / PLOT_NAME
+    figure.savefig(path, dpi=120)
+    return path
