@@ -57,6 +57,8 @@ def goes_on(tokens, directory, num_before, num_after, strategies):
     done = run_cli("train", "import", path, run, *told, *HOW)
     assert done.returncode == 0, done.stderr
     assert "optimizer state: that of all 53 parameters" in done.stdout
+    assert f"data position: it goes on at row {row:,} of " in done.stdout
+    assert done.stderr == ""
     for number, strategy in enumerate(strategies, start=1):
         stop = num_before + num_after * number // len(strategies)
         command = ("train", "run", tokens, run, "--recipe", run / "recipe.toml", "--nproc", 2, "--stop-step", stop)

@@ -4,10 +4,14 @@ import pytest
 
 from shared.errors import ConfigError, FormatError
 from shared.format import read_index
+from shared.storage import read_sealed
+from tests.old_argonne import OldModel, save
 from tests.train_helpers import write_documents
+from train.commands import main
 from train.data_config import DataConfig
 from train.data_sources import DataSource
-from train.legacy_place import place_of
+from train.legacy_place import NO_PLACE, place_of
+from train.preflight import IMPORTED_NAME
 
 NATURAL = DataConfig(sequence_length=16, order="natural")
 MIXED = DataConfig(sequence_length=16, order="natural", sources=[DataSource("web", 1.0)])
@@ -58,3 +62,12 @@ def test_a_place_that_is_none_in_the_dataset_is_refused(tokens, told, data, prob
 def test_a_row_that_is_not_there_is_refused(tokens):
     with pytest.raises(FormatError, match="has no row 7 in the dataset"):
         place_of(position(0, 7), tokens, NATURAL)
+
+
+def test_what_becomes_of_the_place_is_told_and_kept(tmp_path, capsys):
+    model = OldModel(vocab_size=64, block_size=16, n_layer=1, n_head=2, n_embd=8)
+    path = save(tmp_path / "old.pth", model.state_dict(), data_position=position(0, 4))
+    sizes = ["--data.sequence-length", "16", "--data.global-batch", "4", "--training.microbatch", "1"]
+    assert main(["import", str(path), str(tmp_path / "run"), "--heads", "2", *sizes], None) == 0
+    assert NO_PLACE in capsys.readouterr().out
+    assert NO_PLACE in read_sealed(tmp_path / "run" / IMPORTED_NAME)["notes"]

@@ -9,7 +9,7 @@ import hashlib
 import io
 import pickle
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -67,7 +67,7 @@ def write_tensors(
     """
     files = HashedFiles()
     writer, planner = _Writer(directory, files), _ValuesPlanner(values)
-    with _as_first_error():
+    with _as_first_error(), _alone():
         save(tensors, storage_writer=writer, planner=planner, process_group=group)
     return files.written
 
@@ -79,9 +79,19 @@ def read_tensors(directory: Path, tensors: dict[str, Tensor], files: Mapping[str
     """
     reader = _Reader(directory)
     on_every_rank(lambda: reader.open_metadata(files))
-    with _as_first_error(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+    with _as_first_error(), _alone():
         load(tensors, storage_reader=reader)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Without torch's warning that no process group is there, as in `sample` and `import`: none is wanted."""
+    if dist.is_initialized():  # filters are of all threads, and a save may be one
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 def read_metadata(path: Path, record: FileRecord) -> Metadata:

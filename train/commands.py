@@ -157,7 +157,7 @@ def import_model(arguments: Sequence[str]) -> None:
     """Make a run that continues a model from elsewhere: an old Argonne checkpoint, or a Llama's Hugging Face folder."""
     from train.imported import with_tokenizer, write_import
     from train.legacy_checkpoint import Untold, read_legacy
-    from train.legacy_place import place_of
+    from train.legacy_place import NO_PLACE, place_of
     from train.llama_folder import read_llama
 
     default = ImportOptions(tyro.MISSING, tyro.MISSING, _recipe(arguments, ImportOptions.recipe))
@@ -167,10 +167,12 @@ def import_model(arguments: Sequence[str]) -> None:
     if options.tokenizer is not None:
         found = with_tokenizer(found, options.tokenizer)
     place = None if options.tokens is None else place_of(found.data_position, options.tokens, options.config.data)
+    if found.data_position is not None:
+        found = replace(found, notes=[*found.notes, place.note if place else NO_PLACE])
     recipe = write_import(found, options.out, options.config, place)
     for key, name in found.fate.items():
         print(f"{safe_text(key)}: {safe_text(name)}")
-    for note in [*found.notes, *([place.note] if place else [])]:
+    for note in found.notes:
         print(safe_text(note))
     print(
         f"{options.out}: step {found.step:,}, {len(found.weights)} tensors, {found.num_renamed} renamed, "

@@ -21,6 +21,7 @@ OPTIMIZER = ("optimizer_state_dict", "optimizer")
 STEP = ("global_step", "step")
 TOKENS = ("tokens_processed", "tokens_seen")
 """Where the scripts of the years have put them."""
+POSITION = "data_position"
 STATES = ("step", "exp_avg", "exp_avg_sq")
 TIED = "dropped: the same values as the embedding"
 
@@ -62,7 +63,7 @@ def read_legacy(path: Path, untold: Untold) -> Found:
     optimizer, note = _optimizer(_first(held, OPTIMIZER), generation, weights)
     step, tokens = (_count(path, held, names) for names in (STEP, TOKENS))
     notes = [f"Argonne {generation}.x: {_told(held)}", note]
-    place = held.get("data_position")
+    place = held.get(POSITION)
     return Found(
         *(str(path), config, weights, fate),
         step=step,
@@ -201,6 +202,7 @@ def _count(path: Path, held: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 def _told(held: Mapping[str, Any]) -> str:
     """Which of its keys were used and which not."""
-    known = (*WEIGHTS, *OPTIMIZER, *STEP, *TOKENS, "data_position")
-    used, unused = ([key for key in held if (key in known) is wanted] for wanted in (True, False))
+    known = (*WEIGHTS, *OPTIMIZER, *STEP, *TOKENS)
+    others = [key for key in held if key != POSITION]  # that is for whoever knows the dataset
+    used, unused = ([key for key in others if (key in known) is wanted] for wanted in (True, False))
     return f"of the file {', '.join(map(str, used)) or 'nothing'} used, {', '.join(map(str, unused)) or 'nothing'} not"

@@ -12,6 +12,11 @@ from shared.rows import InputRows
 from shared.terminal import safe_text
 from train.data_config import DataConfig
 
+NO_PLACE = (
+    "data position: left out, the run begins in front; with --tokens TOKENS --data.order natural it goes on where the "
+    "old one was"
+)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -48,7 +53,7 @@ def place_of(position: Any, tokens: Path, data: DataConfig) -> Place:
     path = index.sources[file].path
     shard, first = InputRows(index).shard_row(path, row)
     offset = int(open_documents(tokens, index, shard)[first]) // data.sequence_length
-    note = f"it goes on at row {row:,} of {safe_text(path)}: shard {shard}, chunk {offset:,}"
+    note = f"data position: it goes on at row {row:,} of {safe_text(path)}: shard {shard}, chunk {offset:,}"
     return Place(index.fingerprint, index.tokenizer.sha256, Cursor(0, shard, offset), note)
 
 
