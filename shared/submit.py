@@ -60,12 +60,13 @@ def give(system: System, job: Job, site: tuple[Site, str], rows: Sequence[tuple[
 
 def _resolved(system: System, job: Job, site: Site, origin: str) -> list[tuple[str, str]]:
     many = f"an array of {counted(job.tasks, 'task')}" if job.tasks else counted(job.nodes, "node")
+    gpus = f" with {counted(job.gpus, 'GPU')}{' each' if job.nodes > 1 else ''}" if job.gpus else ""
     length = "as long as it takes" if job.walltime_s == float("inf") else f"slices of {hms(job.walltime_s)}"
     told = {"account": site.account, "queue": site.queue, "modules": " ".join(site.modules)}
     if system == "local":
         told = {}
     return [
-        ("system", f"{system}, {many}{f' with {job.gpus} GPUs each' if job.gpus else ''}, {length}"),
+        ("system", f"{system}, {many}{gpus}, {length}"),
         ("site", origin),
         *((name, value) for name, value in told.items() if value),
         *(("directive", line) for line in site.directives if system != "local"),

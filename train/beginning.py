@@ -67,7 +67,7 @@ def beginning_of(request: RunRequest, datasets: Datasets, order: Order, config: 
     if exists(path):
         told = read_sealed(path)["identity"].get("beginning")
         had = None if told is None else structure(told, Beginning, str(path))
-        if asked is not None and (had is None or Path(had.run) != asked.absolute()):
+        if asked is not None and (had is None or Path(had.run) != asked.resolve()):
             raise ConfigError(
                 f"{request.run} is there already and began from {had.run if had else 'nothing'}, not from {asked}: "
                 "name another directory, or leave --begin-from out"
@@ -111,7 +111,7 @@ def find_beginning(run: Path, optimizer: OptimizerState, datasets: Datasets, ord
         start(taken.get(part.index.fingerprint), part, own, now)
         for part, own in zip(datasets.parts, parts_of(order), strict=True)
     ]
-    return Beginning(str(run.absolute()), manifest["step"], manifest["data_digest"], tuple(starts), optimizer)
+    return Beginning(str(run.resolve()), manifest["step"], manifest["data_digest"], tuple(starts), optimizer)
 
 
 def taken_until(replay: "Replay", step: int) -> dict[str, Taken]:
