@@ -42,6 +42,15 @@ def memory_path(tmp_path_factory) -> Iterator[Path]:
         yield Path(directory)
 
 
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[None]:
+    """A process group of this process alone."""
+    from tests.train_helpers import group_of_one
+
+    with group_of_one():
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory) -> list[Path]:
     """Parquet files of real text."""

@@ -9,7 +9,7 @@ import torch
 from shared.errors import ConfigError, FormatError
 from shared.format import TOKENIZER_NAME, read_index, write_index
 from shared.storage import write_file
-from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
+from tests.train_helpers import random_tokens, recipe, unasked, write_tokens
 from train.preflight import CHECKPOINTS_NAME, prepare
 from train.records import read_metrics
 from train.replay import Replay
@@ -18,17 +18,13 @@ from train.run import execute
 from train.sample import load_model
 from train.trace import Trace
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 CPU = torch.device("cpu")
 MIXTURE = {"data__sources": [{"name": "web", "weight": 0.75}, {"name": "code", "weight": 0.25}]}
 UNITS = {"data__shuffle_length": 64, "data__global_batch": 2}
 LONGER = {**UNITS, "data__sequence_length": 32, "data__validation_chunks": 2}
 STILL = {"optimizer__learning_rate": 0.0, "optimizer__min_learning_rate": 0.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _group():
-    with group_of_one():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from shared.cursor import Cursor
 from shared.errors import FormatError
 from shared.storage import read_sealed, sha256_file, write_sealed
-from tests.train_helpers import architecture, group_of_one, plain, recipe, some_ids
+from tests.train_helpers import architecture, plain, recipe, some_ids
 from train.checkpoint import Checkpoints, Progress
 from train.checkpoint_directory import MANIFEST_NAME, newest, newest_step
 from train.config import OptimizerConfig
@@ -17,18 +17,14 @@ from train.model import ArgonneModel
 from train.optim import build_optimizer
 from train.tensors import load_tensors, training_tensors
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 IDENTITY = {
     "recipe": plain(recipe(training__seed=11)),
     "dataset": "d" * 64,
     "packing": None,
     "tokenizer": "e" * 64,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _group():
-    with group_of_one():
-        yield
 
 
 def trained(steps=2, seed=0, optimizer_name="adamw", **changes):

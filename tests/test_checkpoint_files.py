@@ -10,16 +10,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from shared.errors import FormatError
 from shared.storage import read_sealed, sha256_file
 from tests.test_checkpoint import copied, saved, trained
-from tests.train_helpers import group_of_one
 from train.checkpoint_directory import MANIFEST_NAME
 from train.checkpoint_files import METADATA_NAME, read_metadata
 from train.tensors import load_tensors
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _group():
-    with group_of_one():
-        yield
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 class Command:

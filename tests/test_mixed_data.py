@@ -12,7 +12,7 @@ import torch
 from shared.errors import ConfigError, FormatError
 from shared.format import INDEX_NAME, read_index, write_index
 from shared.storage import read_sealed
-from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
+from tests.train_helpers import random_tokens, recipe, unasked, write_tokens
 from train.data import ChunkReader
 from train.datasets import open_datasets
 from train.held_out import held_out
@@ -27,15 +27,11 @@ from train.run import execute
 from train.study import study
 from train.trace import Trace
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 CPU = torch.device("cpu")
 WEB, CODE = {"name": "web", "weight": 0.75}, {"name": "code", "weight": 0.25}
 FIRST_OF_CODE = 32  # web has the ids below
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _group():
-    with group_of_one():
-        yield
 
 
 @pytest.fixture(scope="module")

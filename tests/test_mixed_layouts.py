@@ -14,7 +14,7 @@ from tests.helpers import on_ranks
 from tests.recording import Texts, recorded, recording
 from tests.test_backoff import events
 from tests.test_trace import by_rank, merged, shards_of
-from tests.train_helpers import group_of_one, plain, recipe, unasked, write_documents
+from tests.train_helpers import plain, recipe, unasked, write_documents
 from train.checkpoint_directory import step_of
 from train.loss_colours import mean_loss
 from train.preflight import prepare
@@ -139,18 +139,12 @@ def begun(directory, how):
 
 
 @pytest.fixture(scope="module")
-def group():
-    with group_of_one():
-        yield
-
-
-@pytest.fixture(scope="module")
-def quick(group, tmp_path_factory):
+def quick(process_group, tmp_path_factory):
     return carried_out(tmp_path_factory.mktemp("quick"), QUICK)
 
 
 @pytest.fixture(scope="module")
-def everything(group, tmp_path_factory):
+def everything(process_group, tmp_path_factory):
     return carried_out(tmp_path_factory.mktemp("everything"), EVERYTHING)
 
 

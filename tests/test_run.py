@@ -21,7 +21,7 @@ from shared.locks import exclusive
 from shared.packing import PackingName, read_packing, write_packing
 from shared.storage import read_sealed
 from tests.helpers import REPOSITORY, run_cli
-from tests.train_helpers import group_of_one, random_tokens, recipe, unasked, write_tokens
+from tests.train_helpers import random_tokens, recipe, unasked, write_tokens
 from train.commands import report, run, sample
 from train.config import (
     CheckpointConfig,
@@ -59,14 +59,8 @@ TIMES = {"tokens_per_s", "data_wait_s", "mfu", "step_s", "validation_s"}
 # in this process
 
 
-@pytest.fixture(scope="module")
-def _group():
-    with group_of_one():
-        yield
-
-
 @pytest.fixture
-def stop(_group):
+def stop(process_group):
     """Signals are remembered during the test."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield StopRequest()
@@ -224,7 +218,7 @@ REQUEST = {  # what a user asks for beside the recipe, and where that is shown t
 
 
 @pytest.fixture(scope="module")
-def default(tokens, tmp_path_factory, _group):
+def default(tokens, tmp_path_factory, process_group):
     """The run that the others differ from."""
     return executed(tokens, tmp_path_factory.mktemp("default") / "run", unasked(), checkpoint__every=2)
 

@@ -15,17 +15,12 @@ from shared.errors import FormatError
 from shared.storage import read_sealed
 from shared.system import system
 from tests.test_checkpoint import IDENTITY, copied, flip_a_bit, names, one_step, progress_at, tensor_file, trained
-from tests.train_helpers import group_of_one
 from train import checkpoint_save
 from train.checkpoint import Checkpoints
 from train.checkpoint_directory import ABANDONED_AFTER_S, MANIFEST_NAME, damage, newest
 from train.checkpoint_save import SaveError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _group():
-    with group_of_one():
-        yield
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture
