@@ -57,8 +57,6 @@ class Dialect(Protocol):
 
     job_id: str
     task_id: str
-    spawn: str
-    """Before a command that every node is to run once."""
     submit: str
     """Before the script: prints the name of a job that begins when $id has ended."""
     cancel: str
@@ -66,12 +64,14 @@ class Dialect(Protocol):
     def header(self, job: Job, site: Site) -> list[str]:
         """What the batch system reads."""
 
+    def spawn(self, site: Site) -> str:
+        """Before a command that every node is to run once."""
+
 
 class Slurm:
     """sbatch."""
 
     job_id, task_id = "${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID-}}", "$SLURM_ARRAY_TASK_ID"
-    spawn = "srun"
     submit = 'sbatch --parsable --dependency=afterany:"$id"'
     cancel = "scancel"
 
@@ -93,12 +93,15 @@ class Slurm:
         lines += [f"--partition={site.queue}"] if site.queue else []
         return [f"#SBATCH {line}" for line in [*lines, *site.directives]]
 
+    def spawn(self, site: Site) -> str:
+        """Since Slurm 22.05 srun does not take the CPUs of a task over from sbatch: it would give it one."""
+        return f"srun --cpus-per-task={site.cpus}" if site.cpus else "srun"
+
 
 class Pbs:
     """qsub of OpenPBS and PBS Pro."""
 
     job_id, task_id = "${PBS_ARRAY_ID:-${PBS_JOBID-}}", "$PBS_ARRAY_INDEX"
-    spawn = "pbsdsh --"
     submit = 'qsub -W depend=afterany:"$id"'
     cancel = "qdel"
 
@@ -120,17 +123,27 @@ class Pbs:
         lines += [f"-q {site.queue}"] if site.queue else []
         return [f"#PBS {line}" for line in [*lines, *site.directives]]
 
+    def spawn(self, site: Site) -> str:
+        """A process of the job on each of its nodes."""
+        del site
+        return "pbsdsh --"
+
 
 class Local:
     """This machine: slices one after the other, by the script itself."""
 
     job_id, task_id = "$(date +%s)-$$", "1"
-    spawn = submit = cancel = ""
+    submit = cancel = ""
 
     def header(self, job: Job, site: Site) -> list[str]:
         """Nothing: nobody reads it."""
         del job, site
         return []
+
+    def spawn(self, site: Site) -> str:
+        """Nothing: there is one node."""
+        del site
+        return ""
 
 
 DIALECTS: dict[System, Dialect] = {"slurm": Slurm(), "pbs": Pbs(), "local": Local()}

@@ -102,7 +102,7 @@ def _ask(dialect: Dialect) -> str:
 def _middle(system: System, dialect: Dialect, job: Job, site: Site) -> list[str]:
     """The work, which hears what the script is told."""
     if job.tasks is None and system != "local":
-        spawn = f"{site.spawn or dialect.spawn} " if job.nodes > 1 else ""
+        spawn = f"{site.spawn or dialect.spawn(site)} " if job.nodes > 1 else ""
         work, notice = f'{spawn}/bin/bash "$job/{SCRIPT_NAME}" on-node "$(hostname)" "$id"', "USR1"
     else:
         work, notice = job.command, "TERM"

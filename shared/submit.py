@@ -62,7 +62,8 @@ def _resolved(system: System, job: Job, site: Site, origin: str) -> list[tuple[s
     many = f"an array of {counted(job.tasks, 'task')}" if job.tasks else counted(job.nodes, "node")
     gpus = f" with {counted(job.gpus, 'GPU')}{' each' if job.nodes > 1 else ''}" if job.gpus else ""
     length = "as long as it takes" if job.walltime_s == float("inf") else f"slices of {hms(job.walltime_s)}"
-    told = {"account": site.account, "queue": site.queue, "modules": " ".join(site.modules)}
+    cpus = str(site.cpus) if site.cpus else "what the system gives, often one: cpus in the site file asks for more"
+    told = {"account": site.account, "queue": site.queue, "cpus": cpus, "modules": " ".join(site.modules)}
     if system == "local":
         told = {}
     return [

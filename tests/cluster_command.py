@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import dropwhile
 from pathlib import Path
 
 
@@ -48,7 +49,7 @@ def main() -> int:
     if name in ("scancel", "qdel"):
         return cancel(spool, arguments[-1])
     if name in ("srun", "pbsdsh"):
-        return everywhere([word for word in arguments if word != "--"])
+        return everywhere(list(dropwhile(lambda word: word.startswith("--"), arguments)))
     if name == "qstat":
         print((spool / "qstat.txt").read_text())
         return 0

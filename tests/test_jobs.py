@@ -68,6 +68,7 @@ def test_what_is_asked_for_is_in_the_script_and_shown_with_where_it_is_from(caps
     for line in ("--partition=gpu", "--constraint=a100", "--signal=B:USR1@600", "--no-requeue"):
         assert f"#SBATCH {line}\n" in script
     assert script.index("source /etc/profile.d/modules.sh\n") < script.index("module load cuda/12.6\n")
+    assert "\nsrun --cpus-per-task=64 /bin/bash " in script
     assert "--nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d" in script
     assert " --max-restarts=5 --shutdown-timeout=600 --signals-to-handle=SIGTERM,SIGINT,SIGUSR1" in script
     assert (
@@ -79,7 +80,13 @@ def test_what_is_asked_for_is_in_the_script_and_shown_with_where_it_is_from(caps
         ["recipe", "tiny, fsdp on 8 ranks"],
         ["tokens", str(tokens)],
     ]
-    for name, value in (("account", "ml-7"), ("queue", "gpu"), ("modules", "cuda/12.6"), ("site", site)):
+    for name, value in (
+        ("account", "ml-7"),
+        ("queue", "gpu"),
+        ("cpus", "64"),
+        ("modules", "cuda/12.6"),
+        ("site", site),
+    ):
         assert [name, str(value)] in [line.split(maxsplit=1) for line in told.splitlines()]
     assert "not submitted: --submit does it, or save this script" in told
     assert not (tmp_path / "a run-job").exists()
@@ -89,7 +96,8 @@ def test_pbs_is_asked_in_its_own_words(capsys, tokens, tmp_path):
     path = tmp_path / "site.toml"
     path.write_text('select = "system=polaris"\ndirectives = ["-l filesystems=home"]\nspawn = "mpiexec -n 2 --ppn 1"\n')
     words = ["--nodes", 2, "--gpus", 4, "--walltime", "8:00:00", "--tokens", tokens, "--site", path, *FEW]
-    script, _ = printed(capsys, "pbs", "tiny", *words)
+    script, told = printed(capsys, "pbs", "tiny", *words)
+    assert "cpus       what the system gives, often one: cpus in the site file asks for more\n" in told
     assert "#PBS -l select=2:ngpus=4:mpiprocs=1:system=polaris\n#PBS -l place=scatter\n" in script
     assert "#PBS -l walltime=08:00:00\n" in script
     assert "#PBS -l filesystems=home\n" in script
