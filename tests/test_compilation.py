@@ -49,7 +49,7 @@ def learned(model, ids, targets, starts_BT=None):
             marks=pytest.mark.long,
         ),
         pytest.param({"training__activation_checkpointing": "selective"}, marks=pytest.mark.long),
-        {"training__activation_checkpointing": "full"},
+        pytest.param({"training__activation_checkpointing": "full"}, marks=pytest.mark.long),
     ],
     ids=str,
 )
