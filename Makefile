@@ -19,6 +19,7 @@ ARGS      ?=
 PROMPT    ?= The
 FROM      ?=
 HEADS     ?=
+IMPORT    ?=
 OUT       ?= $(RUN)-hf
 DEMO      ?= ../argonne-demo
 GPUS      ?= 4
@@ -80,8 +81,9 @@ train-pipeline: $(READY) ## train or continue a run as a pipeline (TOKENS=dir RE
 train-fsdp: $(READY) ## train or continue a run fully sharded (TOKENS=dir RECIPE=name RUN=dir NPROC=n ARGS='--a.b value')
 	$(TRAIN) --strategy fsdp $(ARGS)
 
-resume: $(READY) ## go on with an old Argonne checkpoint or a Llama folder (FROM=path HEADS=n TOKENS=dir RECIPE=name RUN=dir)
-	test -e "$(RUN)" || $(PYTHON) -m train import "$(FROM)" "$(RUN)" --recipe "$(RECIPE)" $(if $(HEADS),--heads $(HEADS))
+resume: $(READY) ## go on with an old Argonne checkpoint or a Llama folder (FROM=path HEADS=n IMPORT=... TOKENS=dir RECIPE=name RUN=dir)
+	test -e "$(RUN)" || $(PYTHON) -m train import "$(FROM)" "$(RUN)" --recipe "$(RECIPE)" \
+		$(if $(HEADS),--heads $(HEADS)) $(IMPORT)
 	$(PYTHON) -m train run "$(TOKENS)" "$(RUN)" --recipe "$(RUN)/recipe.toml" $(if $(NPROC),--nproc $(NPROC)) $(ARGS)
 
 export: $(READY) ## a run's newest checkpoint as a Hugging Face folder (RUN=dir OUT=dir ARGS='--dtype bf16')
