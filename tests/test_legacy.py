@@ -1,5 +1,7 @@
 """Old checkpoints live on: against a plain implementation of Argonne 1.x that shares no code with the trainer's."""
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -183,13 +185,33 @@ def stage_missing(state):
         (two_versions, r"pipeline_stages\.1\.0\.ln1\.bias is not blocks\.2\.ln1\.bias"),
         (stage_missing, r"pipeline_stages\.2\.0 cannot be block 1"),
         (lambda state: {"model": state, "global_step": -1}, r"says global_step -1: a count is wanted"),
-        (lambda state: {"model": state, "loss": Untold()}, "holds more than data, and is not loaded"),
+        (lambda state: {"model": state, "loss": Untold()}, r"holds more than data \(train\.leg.*Untold\): it is not l"),
+        (
+            lambda state: {"model": state | {"module.head.weight": torch.zeros(1)}},
+            r"are both lm_head\.weight, and differ",
+        ),
+        (lambda state: list(state.values()), r"old\.pth holds list, not a checkpoint"),
     ],
 )
 def test_what_is_no_model_is_refused(document, problem, tmp_path):
     torch.save(document(old_model().state_dict()), tmp_path / "old.pth")
     with pytest.raises(FormatError, match=problem):
         read_legacy(tmp_path / "old.pth", Untold(4))
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"hello", b"PAR1\x15\x04", pickle.dumps({"model": print}), b"PK\x03\x04" + bytes(60)]
+)
+def test_what_is_no_checkpoint_is_refused_without_advice_to_run_it(raw, tmp_path):
+    path = tmp_path / "old.pth"
+    path.write_bytes(raw)
+    with pytest.raises(FormatError) as raised:
+        read_legacy(path, Untold(4))
+    assert str(raised.value) == f"{path} is damaged, or no checkpoint: it is not loaded"
+    with pytest.raises(FormatError, match=r"gone\.pth not found: name a checkpoint file"):
+        read_legacy(tmp_path / "gone.pth", Untold(4))
+    with pytest.raises(FormatError, match="cannot be read: Is a directory"):
+        read_legacy(tmp_path, Untold(4))
 
 
 def test_only_the_number_of_heads_is_asked_for(tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoint files of Argonne 1.0, 1.5 and 2.0, read as data: torch's `weights_only`, never the whole of pickle."""
 
-import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +79,17 @@ def _load(path: Path) -> dict[str, Any]:
     if not exists(path):
         raise FormatError(f"{path} not found: name a checkpoint file")
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0]
-        raise FormatError(f"{path} is damaged or holds more than data, and is not loaded: {first}") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise FormatError(f"{path} cannot be read as a checkpoint: {error}") from None
+        with warnings.catch_warnings(action="ignore"):  # that another release would read it
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}") from None
+    except (
+        Exception
+    ) as error:  # of what is no checkpoint at all the unpickler raises anything, a KeyError of its letters
+        # Not torch's own words: they advise to load it as code.
+        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        why = f"holds more than data ({found[1]})" if found else "is damaged, or no checkpoint"
+        raise FormatError(f"{path} {why}: it is not loaded") from error
     if not isinstance(held, dict):
         raise FormatError(f"{path} holds {type(held).__name__}, not a checkpoint")
     return held
