@@ -26,15 +26,15 @@ from shared.errors import ConfigError, FormatError
 from shared.files import read_bytes
 from shared.format import TOKENIZER_NAME
 from shared.storage import read_sealed, sha256_file, sync_file, write_file
+from train.chain import read_with_chain
 from train.checkpoint_directory import MANIFEST_NAME, newest
 from train.export_form import Form, form_of
 from train.export_gate import TENSORS_NAME, VECTORS_NAME
 from train.extras import require
+from train.loss_plot import draw_losses
 from train.model import ArgonneModel
 from train.model_card import model_card
-from train.preflight import CHECKPOINTS_NAME
-from train.records import METRICS_NAME, read_metrics
-from train.report import plot_losses
+from train.preflight import CHECKPOINTS_NAME, RUN_NAME
 from train.sample import Sampling, generate, load_checkpoint
 from train.strategy import evaluating
 
@@ -95,10 +95,11 @@ def export(run: Path, out: Path, kind: Kind) -> Export:
         written |= write_weights(temporary, _weights(model, form, kind))
         settings = _generation_config(model, tokenizer.get_vocab_size())
         written["generation_config.json"] = _write_json(temporary / "generation_config.json", settings)
-        if exists(run / METRICS_NAME) and read_metrics(run) and (curve := plot_losses(run, temporary, step)):
+        recorded, links = read_with_chain(run) if exists(run / RUN_NAME) else (None, [])
+        if recorded and (curve := draw_losses(recorded, temporary, step)):
             sync_file(curve)
             written[curve.name] = sha256_file(curve)
-        card = model_card(run, manifest, model, kind, tokenizer.get_vocab_size(), written)
+        card = model_card(run, recorded, links, manifest, model, kind, tokenizer.get_vocab_size(), written)
         write_file(temporary / "README.md", [card.encode()])
         check(temporary, model, tokenizer)
         move(temporary, out)

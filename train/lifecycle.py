@@ -18,14 +18,15 @@ from train.checkpoint import Progress
 from train.checkpoint_directory import newest_step
 from train.collective import gather, rank, world_size
 from train.deadline import Deadline, Pace, guessed_save_s
+from train.loss_plot import draw_losses
 from train.memory import saved_bytes
 from train.memory_errors import RankOutOfMemory
 from train.metrics import RunLog
 from train.outcome import STOP_STEP, write_state
 from train.parts import Parts
 from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, versions
+from train.recorded import read_run
 from train.recovery import StopRequest
-from train.report import plot_losses
 from train.validation import is_owed
 from train.walltime import job_end
 from train.watchdog import clear_heartbeats
@@ -67,7 +68,7 @@ def tell_end(prepared: Prepared, parts: Parts, progress: Progress) -> None:
     parts.log.event(ended, **where, reason=reason)
     parts.log.flush()
     if progress.step > 0:
-        plot_losses(run)
+        draw_losses(read_run(run), run)
 
 
 def expect_end(prepared: Prepared, stop: StopRequest, log: RunLog, is_first: bool) -> None:

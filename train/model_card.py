@@ -10,11 +10,11 @@ import numpy as np
 from shared.directories import exists
 from shared.storage import SEAL, read_sealed
 from shared.terminal import safe_text
-from train.chain import read_with_chain
+from train.chain import Link
+from train.loss_plot import PLOT_NAME
 from train.model import ArgonneModel
-from train.preflight import IMPORTED_NAME, RUN_NAME
+from train.preflight import IMPORTED_NAME
 from train.recorded import Recorded
-from train.report import PLOT_NAME
 
 MOST_ROWS = 12
 HEAD = """---
@@ -32,10 +32,18 @@ OWN_CODE = (
 
 
 def model_card(
-    run: Path, manifest: Mapping[str, Any], model: ArgonneModel, kind: str, num_ids: int, files: Mapping[str, str]
+    run: Path,
+    recorded: Recorded | None,
+    links: Sequence[Link],
+    manifest: Mapping[str, Any],
+    model: ArgonneModel,
+    kind: str,
+    num_ids: int,
+    files: Mapping[str, str],
 ) -> str:
-    """Markdown; `manifest` is of the checkpoint that is exported, `files` the sha256 of what holds the model."""
-    recorded, links = read_with_chain(run) if exists(run / RUN_NAME) else (None, [])
+    """Markdown; `recorded` and `links` are what the run wrote down, if it was started; `manifest` is of the checkpoint
+    that is exported, `files` the sha256 of each file beside this one.
+    """
     name = safe_text(run.resolve().name)
     is_old = model.config.architecture == "argonne-1"
     said = [*_about(manifest, model, kind, num_ids), *([OWN_CODE] if is_old else [])]

@@ -1,6 +1,5 @@
 """A run, alive, finished or dead, told from what it wrote: a few lines, figures for programs, a page, a plot."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -12,18 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from shared.errors import FormatError
 from shared.storage import write_file
 from shared.terminal import counted, safe_text
 from train.curves import KINDS, kind_of
+from train.loss_plot import draw_losses
 from train.recorded import Values
-from train.records import METRICS_NAME, read_metrics
 from train.report_page import report_page
 from train.study import Study, study_all, told_of_sources
 from train.wording import duration
 
 PAGE_NAME, COMPARED_NAME = "report.html", "compared.html"
-PLOT_NAME = "loss.png"
 SPARKLINE_WIDTH = 60
 BLOCKS, PLAIN_BLOCKS = "".join(map(chr, range(0x2581, 0x2589))), "_.-=+*#@"
 
@@ -47,7 +44,7 @@ def report(
     page = out or runs[0] / (PAGE_NAME if len(runs) == 1 else COMPARED_NAME)
     if out or not as_json:
         write_file(page, [report_page(studies, now_s).encode()])
-    plots = [plot_losses(one.recorded.run) for one in studies if png and one.recorded.num_steps]
+    plots = [draw_losses(one.recorded, one.recorded.run) for one in studies if png]
     if as_json:
         return _json({"runs": [one.figures() for one in studies]})
     told = [line for one in studies for line in [*summary(one, BLOCKS if _has_blocks() else PLAIN_BLOCKS), ""]][:-1]
@@ -115,39 +112,3 @@ def sparkline(values: Values, width: int, blocks: str) -> str:
     spread = np.ptp(means) if len(means) else 0.0
     levels = (means - means.min()) / spread * (len(blocks) - 1) if spread else np.zeros(len(means))
     return "".join(blocks[round(level)] for level in levels.tolist())
-
-
-def _records(run: Path) -> list[dict[str, Any]]:
-    if not (run / METRICS_NAME).is_file():
-        raise FormatError(f"{run} has no {METRICS_NAME}: name the directory of a run")
-    if not (records := read_metrics(run)):
-        raise FormatError(f"{run} has no steps yet: wait for the first one")
-    return records
-
-
-def plot_losses(run: Path, directory: Path | None = None, last_step: int | None = None) -> Path | None:
-    """Write the loss of every step and the validation losses to loss.png; None without matplotlib.
-
-    It is in `directory`, or else in the run's, and tells the steps up to the last one that is asked for.
-
-    Raises: FormatError if there is no run or it has no steps yet.
-    """
-    records = [record for record in _records(run) if last_step is None or record["step"] <= last_step]
-    if importlib.util.find_spec("matplotlib") is None:
-        print(f"no {PLOT_NAME}: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
-        return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([r["tokens"] for r in records], [r["loss"] for r in records], linewidth=1, label="training")
-    validated = [r for r in records if "validation_loss" in r]
-    if validated:
-        tokens, losses = [r["tokens"] for r in validated], [r["validation_loss"] for r in validated]
-        axes.plot(tokens, losses, "o-", markersize=4, label="validation")
-    axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=run.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    path = (directory or run) / PLOT_NAME
-    figure.savefig(path, dpi=120)
-    return path
