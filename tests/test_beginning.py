@@ -10,11 +10,12 @@ from shared.errors import ConfigError, FormatError
 from shared.format import TOKENIZER_NAME, read_index, write_index
 from shared.storage import write_file
 from tests.train_helpers import random_tokens, recipe, unasked, write_tokens
-from train.preflight import CHECKPOINTS_NAME, prepare
+from train.preflight import prepare
 from train.records import read_metrics
 from train.replay import Replay
 from train.request import RunRequest
 from train.run import execute
+from train.run_files import CHECKPOINTS_NAME
 from train.sample import load_model
 from train.trace import Trace
 

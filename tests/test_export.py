@@ -20,7 +20,7 @@ from train.checkpoint import Checkpoints, Progress
 from train.export import export
 from train.llama import argonne_config, argonne_name, llama_config, llama_name
 from train.optim import build_optimizer, create_state
-from train.preflight import CHECKPOINTS_NAME
+from train.run_files import CHECKPOINTS_NAME
 from train.weight_files import INDEX_NAME, in_files, read_weights, write_weights
 
 

@@ -21,7 +21,8 @@ from train.export import export
 from train.imported import Found, write_import
 from train.legacy_place import Place
 from train.llama_folder import read_llama
-from train.preflight import RunRequest, prepare
+from train.preflight import prepare
+from train.request import RunRequest
 from train.sample import load_model
 
 SMALL = ("--data.sequence-length", 16, "--data.global-batch", 4, "--data.order", "natural", "--training.microbatch", 2)

@@ -11,7 +11,7 @@ from train.commands import main
 from train.data_config import DataConfig
 from train.data_sources import DataSource
 from train.legacy_place import NO_PLACE, place_of
-from train.preflight import IMPORTED_NAME
+from train.run_files import IMPORTED_NAME
 
 NATURAL = DataConfig(sequence_length=16, order="natural")
 MIXED = DataConfig(sequence_length=16, order="natural", sources=[DataSource("web", 1.0)])

@@ -19,10 +19,11 @@ from train.follow import Follower
 from train.loggers import Loggers, check_loggers
 from train.metrics import RunLog
 from train.outlook import Outlook
-from train.preflight import RUN_NAME, prepare
+from train.preflight import prepare
 from train.records import read_metrics
 from train.request import RunRequest
 from train.run import execute
+from train.run_files import RUN_NAME
 
 
 class Run:

@@ -18,12 +18,13 @@ from train.datasets import open_datasets
 from train.held_out import held_out
 from train.mixed_view import view_of
 from train.passes import many_passes, passes_at_end
-from train.preflight import RUN_NAME, prepare
+from train.preflight import prepare
 from train.records import read_metrics
 from train.replay import Replay
 from train.report import PLAIN_BLOCKS, summary
 from train.request import RunRequest
 from train.run import execute
+from train.run_files import RUN_NAME
 from train.study import study
 from train.trace import Trace
 

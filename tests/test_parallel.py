@@ -10,13 +10,13 @@ from torch.distributed.pipelining._backward import stage_backward_input, stage_b
 
 from tests.helpers import on_ranks
 from tests.train_helpers import group_of_one, lively_model, plain, recipe, some_ids
+from train.continuing import CHANGEABLE
 from train.drain import Drain
 from train.dry_run import drive
 from train.fsdp import FullyShardedStrategy, sharded_modules
 from train.grid import Grid
 from train.layout import lay_out
 from train.model import Part
-from train.preflight import CHANGEABLE
 from train.stage import Stage, Stopwatch
 from train.strategy import build_strategy
 

@@ -15,8 +15,9 @@ from shared.locks import LOCK_NAME
 from shared.storage import read_sealed, write_sealed
 from tests.train_helpers import random_tokens, recipe, write_tokens
 from train.checkpoint_directory import MANIFEST_NAME
-from train.preflight import RUN_NAME, prepare, versions
+from train.preflight import prepare, versions
 from train.request import RunRequest
+from train.run_files import RUN_NAME
 
 SHARDS = [random_tokens(200), random_tokens(333, seed=1)]
 

@@ -37,12 +37,13 @@ from train.data import ChunkReader, chain_digest
 from train.heartbeat import HEARTBEATS_NAME, read_heartbeat
 from train.launch import default_processes, leave_message
 from train.loss import IGNORED
-from train.preflight import RUN_NAME, prepare
+from train.preflight import prepare
 from train.ranks import ERROR_FILE
 from train.records import read_metrics
 from train.recovery import StopRequest
 from train.request import RunRequest
 from train.run import execute
+from train.run_files import RUN_NAME
 from train.sample import Sampling, load_model
 from train.signals import SIGNALS
 from train.views import open_view

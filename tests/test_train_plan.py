@@ -21,7 +21,7 @@ from train.measured import measured_speed
 from train.memory import saved_bytes
 from train.peak import GIB, Holding, dearest
 from train.plan import RUNTIME_BYTES, Hardware, drive_dearest, fits, largest_that_fits, make_plan, needed_bytes
-from train.preflight import RUN_NAME
+from train.run_files import RUN_NAME
 
 SHAPE = {
     "model__vocab_size": 2048,

@@ -19,6 +19,7 @@ from train.config import RunConfig
 from train.datasets import Dataset, Datasets
 from train.lengths import why_other_tokens
 from train.request import RunRequest
+from train.run_files import CHECKPOINTS_NAME, RUN_NAME
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,8 +62,6 @@ def beginning_of(request: RunRequest, datasets: Datasets, order: Order, config: 
 
     Raises: ConfigError if it is asked for another beginning than it had; as `find_beginning`.
     """
-    from train.preflight import RUN_NAME
-
     path, asked = request.run / RUN_NAME, request.begin_from
     if exists(path):
         told = read_sealed(path)["identity"].get("beginning")
@@ -89,7 +88,6 @@ def find_beginning(run: Path, optimizer: OptimizerState, datasets: Datasets, ord
     order; FormatError if one is no run any more, or what it read is gone.
     """
     from train.checkpoint_directory import read_manifests  # it needs torch, this module does not
-    from train.preflight import CHECKPOINTS_NAME
     from train.replay import Replay
 
     replay, manifests = Replay(run), read_manifests(run / CHECKPOINTS_NAME)
@@ -172,7 +170,6 @@ def load_beginning(beginning: Beginning, model: "nn.Module", optimizer: "Optimiz
     from train.checkpoint_directory import MANIFEST_NAME, damage, step_path
     from train.collective import on_first_rank
     from train.optim import create_state
-    from train.preflight import CHECKPOINTS_NAME
     from train.tensors import load_tensors, training_tensors
 
     path = step_path(Path(beginning.run) / CHECKPOINTS_NAME, beginning.step)

@@ -11,8 +11,8 @@ from shared.storage import SEAL, read_sealed, seal, sha256_file
 from train.checkpoint_directory import MANIFEST_NAME, checkpoints, step_of
 from train.data_sources import NAME
 from train.datasets import Dataset, Datasets
-from train.preflight import CHECKPOINTS_NAME, RUN_NAME
 from train.recorded import Recorded, read_run, section
+from train.run_files import CHECKPOINTS_NAME, RUN_NAME
 
 MOST_INPUTS = 100
 

@@ -21,8 +21,9 @@ from train.finding import EXIT_CODES, Finding, finding, worst
 from train.golden import check_tokenizer
 from train.machine import GIB, address_space_limit, examine_machine, file_size_limit
 from train.memory import most_kept, saved_bytes
-from train.preflight import CHECKPOINTS_NAME, prepare
+from train.preflight import prepare
 from train.request import RunRequest
+from train.run_files import CHECKPOINTS_NAME
 from train.smoke import Ranks, Smoke
 
 SUMMARY = {

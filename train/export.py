@@ -34,7 +34,7 @@ from train.extras import require
 from train.loss_plot import draw_losses
 from train.model import ArgonneModel
 from train.model_card import model_card
-from train.preflight import CHECKPOINTS_NAME, RUN_NAME
+from train.run_files import CHECKPOINTS_NAME, RUN_NAME
 from train.sample import Sampling, generate, load_checkpoint
 from train.strategy import evaluating
 

@@ -28,7 +28,7 @@ from train.building import make_model
 from train.checkpoint_save import Saving, save_checkpoint
 from train.config import RunConfig
 from train.legacy_place import Place
-from train.preflight import CHECKPOINTS_NAME, IMPORTED_NAME
+from train.run_files import CHECKPOINTS_NAME, IMPORTED_NAME
 
 RECIPE_NAME = "recipe.toml"
 

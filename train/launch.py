@@ -19,8 +19,8 @@ from train.console import Console, erase_live_line
 from train.findings import MICROBATCH_NAME, largest_allowed
 from train.metrics import RunLog
 from train.outcome import REQUEUE, State, nothing_to_do, read_state, write_state
-from train.preflight import CHECKPOINTS_NAME, RUN_NAME
 from train.ranks import ERROR_FILE, Failure, run_ranks
+from train.run_files import CHECKPOINTS_NAME, RUN_NAME
 from train.signals import Signals
 
 

@@ -24,9 +24,10 @@ from train.memory_errors import RankOutOfMemory
 from train.metrics import RunLog
 from train.outcome import STOP_STEP, write_state
 from train.parts import Parts
-from train.preflight import CHECKPOINTS_NAME, RUN_NAME, Prepared, versions
+from train.preflight import Prepared, versions
 from train.recorded import read_run
 from train.recovery import StopRequest
+from train.run_files import CHECKPOINTS_NAME, RUN_NAME
 from train.validation import is_owed
 from train.walltime import job_end
 from train.watchdog import clear_heartbeats

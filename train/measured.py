@@ -12,8 +12,8 @@ from train.config import RunConfig
 from train.deadline import SAVE_BYTES_PER_S
 from train.estimate import Speed
 from train.layout import flops_per_token
-from train.preflight import RUN_NAME
 from train.records import EVENTS_NAME, METRICS_NAME, read_events, read_metrics
+from train.run_files import RUN_NAME
 
 NEWEST = 200
 """Steps whose median counts."""

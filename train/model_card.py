@@ -13,8 +13,8 @@ from shared.terminal import safe_text
 from train.chain import Link
 from train.loss_plot import PLOT_NAME
 from train.model import ArgonneModel
-from train.preflight import IMPORTED_NAME
 from train.recorded import Recorded
+from train.run_files import IMPORTED_NAME
 
 MOST_ROWS = 12
 HEAD = """---

@@ -19,8 +19,8 @@ from shared.files import open_file, read_bytes
 from shared.storage import read_sealed
 from shared.terminal import counted
 from train.outcome import STATE_NAME
-from train.preflight import RUN_NAME
 from train.records import EVENTS_NAME, METRICS_NAME
+from train.run_files import RUN_NAME
 
 Values = npt.NDArray[np.float64]
 COLUMNS = (

@@ -15,8 +15,8 @@ from train.datasets import Datasets, open_datasets
 from train.history import Stretch, read_history
 from train.mixed_view import view_of
 from train.orders import reading_order
-from train.preflight import RUN_NAME
 from train.records import METRICS_NAME, Records
+from train.run_files import RUN_NAME
 from train.views import View
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from shared.page import Html, Section, element, facts, joined, page, table
 from train.chain import Link
+from train.continuing import flatten
 from train.drawing import stacked
 from train.lost_time import CAUSES
-from train.preflight import flatten
 from train.report_plots import plot_section
 from train.starts import changes_of, machine_of
 from train.study import MOST_NOTABLE, Difference, Study, told_of_sources

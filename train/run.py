@@ -19,6 +19,7 @@ from train.checkpoint import Checkpoints, Progress
 from train.checkpoint_directory import newest_step
 from train.collective import gather, leave, rank
 from train.console import console
+from train.continuing import changes
 from train.data import ChunkReader
 from train.findings import MICROBATCH_NAME, Findings
 from train.heartbeat import Heartbeat
@@ -37,12 +38,13 @@ from train.outlook import Outlook
 from train.parts import Parts
 from train.passes import many_passes, passes_at_end
 from train.patience import VALIDATE
-from train.preflight import CHECKPOINTS_NAME, Prepared, changes, prepare
+from train.preflight import Prepared, prepare
 from train.profiling import profiled
 from train.provenance import Provenance
 from train.recovery import StopRequest
 from train.request import RunRequest
 from train.rollback import skip_again
+from train.run_files import CHECKPOINTS_NAME
 from train.schedule import why_not_annealed
 from train.signals import Signals
 from train.source_losses import SourceLosses

@@ -19,7 +19,7 @@ from train.building import make_model
 from train.checkpoint_directory import MANIFEST_NAME, newest
 from train.config import RunConfig
 from train.model import ArgonneModel
-from train.preflight import CHECKPOINTS_NAME
+from train.run_files import CHECKPOINTS_NAME
 from train.strategy import evaluating
 from train.tensors import load_tensors
 

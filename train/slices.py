@@ -13,7 +13,7 @@ from shared.directories import exists, remove_file
 from shared.files import read_bytes
 from shared.slices import Chain, How
 from train.outcome import STATE_NAME, read_state
-from train.preflight import CHECKPOINTS_NAME
+from train.run_files import CHECKPOINTS_NAME
 
 UNIT = "step"
 ERROR_NAME = "error.json"

@@ -11,9 +11,9 @@ import numpy as np
 from shared.config import unstructure
 from train.chain import Link, read_with_chain
 from train.config import RECIPES, RunConfig, load_recipe
+from train.continuing import flatten
 from train.curves import documents_of, kind_of, told
 from train.lost_time import CAUSES, LostTime, lost_time
-from train.preflight import flatten
 from train.recorded import Recorded, loss_columns, number, section
 from train.starts import Start, changes_of, machine_of, starts_of
 

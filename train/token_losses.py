@@ -15,9 +15,9 @@ from shared.cursor import Chunks
 from shared.errors import FormatError
 from train.checkpoint_directory import damage, nearest
 from train.model import ArgonneModel
-from train.preflight import CHECKPOINTS_NAME
 from train.provenance import Part
 from train.replay import Reading, Replay
+from train.run_files import CHECKPOINTS_NAME
 from train.sample import load_checkpoint
 from train.strategy import evaluating
 from train.trace import SeenStep
