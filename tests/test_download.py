@@ -135,6 +135,16 @@ def test_later_downloads_keep_to_the_commit_of_the_first(hub, download, tmp_path
     assert f"has files of revision main, now {'b' * 40} is asked for: name another directory" in done.stderr
 
 
+def test_a_folder_of_a_repository_is_asked_for_by_name(hub, download, tmp_path):
+    hub.files["sample/10BT/000.parquet"] = b"PAR1"
+    assert download(tmp_path / "out", "--folder", "sample/10BT").returncode == 0
+    assert [path.name for path in (tmp_path / "out").glob("*.parquet")] == ["000.parquet"]
+    done = download(tmp_path / "other", "--repository", "somebody/corpus")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: somebody/corpus was not downloaded (")
+    assert ("GET", "/api/datasets/somebody/corpus/revision/main", None) in hub.asked
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

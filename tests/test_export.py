@@ -17,6 +17,7 @@ from tests.helpers import run_cli
 from tests.report_runs import steps, write_run
 from tests.train_helpers import architecture, group_of_one, lively_model, plain, recipe
 from train.checkpoint import Checkpoints, Progress
+from train.commands import main
 from train.export import export
 from train.llama import argonne_config, argonne_name, llama_config, llama_name
 from train.optim import build_optimizer, create_state
@@ -91,7 +92,7 @@ def test_the_model_card_tells_hashes_tokens_losses_and_recipe(exported):
 
 def test_bf16_weights_are_the_rounded_ones(exported, tmp_path):
     run, module, _, _ = exported
-    export(run, tmp_path / "out", "bf16")
+    assert main(["export", str(run), str(tmp_path / "out"), "--dtype", "bf16"], None) == 0
     weights = load_file(tmp_path / "out/model.safetensors")
     for name, parameter in module.named_parameters():
         assert torch.equal(weights[llama_name(name)], parameter.bfloat16())

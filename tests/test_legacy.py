@@ -10,6 +10,8 @@ from shared.errors import ConfigError, FormatError
 from tests.old_argonne import OldModel, save
 from tests.train_helpers import architecture, lively_model, some_ids
 from train.building import make_model
+from train.commands import main
+from train.config import load_recipe
 from train.legacy import MLP, CausalSelfAttention, LegacyModel, legacy_config
 from train.legacy_checkpoint import Untold, read_legacy
 from train.legacy_names import parameter_order
@@ -135,6 +137,15 @@ def test_a_checkpoint_of_2_0_has_its_logits(heads, changes, tmp_path):
         assert torch.equal(model(some_ids()), old(some_ids()))
     names = [name for name, _ in old.named_parameters()]
     assert sorted(parameter_order(2, names)) == sorted(names)
+
+
+def test_what_a_checkpoint_of_2_0_does_not_tell_is_told_by_options(tmp_path):
+    path = save(tmp_path / "old.pth", lively_model(architecture()).state_dict())
+    sizes = ["--data.sequence-length", "16", "--data.global-batch", "4", "--training.microbatch", "1"]
+    told = ["--heads", "4", "--positions", "48", "--rope-theta", "500", *sizes]
+    assert main(["import", str(path), str(tmp_path / "run"), *told], None) == 0
+    model = load_recipe(str(tmp_path / "run" / "recipe.toml")).model
+    assert (model.num_attention_heads, model.max_position_embeddings, model.rope_theta) == (4, 48, 500.0)
 
 
 @pytest.mark.parametrize(
