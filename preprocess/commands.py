@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -35,7 +36,7 @@ from preprocess.options import (
 from shared.command import Command
 from shared.directories import exists, make_directory
 from shared.errors import ConfigError
-from shared.format import Selection
+from shared.format import INDEX_NAME, Selection
 from shared.storage import write_file
 from shared.terminal import safe_text
 from shared.urls import remote_url
@@ -51,14 +52,16 @@ def tokenize(argv: Sequence[str]) -> None:
     part = None if options.part is None else parse_part(options.part)
     engines = EngineSettings(options.engine, options.verify, options.token_counts)
     execution = Execution(workers, part, engines, options.ray, options.steal)
-    if (url := remote_url(options.tokens)) is not None:
-        raise ConfigError(
-            f"{safe_text(url)} is elsewhere: give a directory as TOKENS, then `python -m preprocess push` it"
-        )
+    url = remote_url(options.tokens)
+    tokens = options.tokens if url is None else _place_here(url)
     data = _text_here(options.data)
     from preprocess.build import build
 
-    build(data, options.tokens, settings, tokenizer, execution)
+    build(data, tokens, settings, tokenizer, execution)
+    if url is not None and exists(tokens / INDEX_NAME):  # the last part of a build writes it
+        from shared.remote import push
+
+        push(tokens, url)
 
 
 def finish(argv: Sequence[str]) -> None:
@@ -195,6 +198,12 @@ def slice_of_build(argv: Sequence[str]) -> int:
     from preprocess.slices import SliceOptions, slice_of_build
 
     return slice_of_build(_parse("slice", SliceOptions, argv))
+
+
+def _place_here(url: str) -> Path:
+    from shared.remote import place_here
+
+    return place_here(url)
 
 
 def _text_here(data: str) -> str:

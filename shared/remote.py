@@ -35,13 +35,21 @@ KNOWN_NAME = "known"
 HERE = Path("../data")
 
 
-def copied(url: str, endings: tuple[str, ...] = ("",)) -> Path:
-    """The directory here that `url` was copied to, now or before: its last part, in ../data. See `fetch`."""
+def place_here(url: str) -> Path:
+    """The directory here that stands for `url`: its last part, in ../data.
+
+    Raises: ConfigError if it has none.
+    """
     name = PurePosixPath(url).name
     if name in ("", "..") or PurePosixPath(url).parent.name in ("", f"{url.partition(':')[0]}:"):
         raise ConfigError(f"{safe_text(url)} has no directory: {safe_text(url.rstrip('/'))}/NAME is wanted")
-    fetch(url, HERE / name, endings)
     return HERE / name
+
+
+def copied(url: str, endings: tuple[str, ...] = ("",)) -> Path:
+    """The directory here that `url` was copied to, now or before. See `fetch`."""
+    fetch(url, place_here(url), endings)
+    return place_here(url)
 
 
 def fetch(url: str, directory: Path, endings: tuple[str, ...] = ("",)) -> None:
@@ -52,8 +60,11 @@ def fetch(url: str, directory: Path, endings: tuple[str, ...] = ("",)) -> None:
     """
     make_directory(directory)
     with exclusive(directory, "fetch"), _told(url):
-        _check_origin(url, directory)
         system, root = _system(url)
+        if not exists(directory / WORK_NAME) and _has_same(system, root, directory):
+            print(f"{safe_text(str(directory))} has the dataset of {safe_text(url)} already")
+            return
+        _check_origin(url, directory)
         files = {path: info for path, info in _listed(system, root).items() if path.endswith(endings)}
         if not files:
             raise ConfigError(f"{safe_text(url)} has no files{_that_end(endings)}: name a directory that has")
@@ -78,9 +89,8 @@ def push(directory: Path, url: str) -> None:
     fingerprint = read_index(directory).fingerprint
     with _told(url):
         system, root = _system(url)
-        index = f"{root}/{INDEX_NAME}"
-        if system.exists(index):
-            if system.cat_file(index) != read_bytes(directory / INDEX_NAME):
+        if system.exists(f"{root}/{INDEX_NAME}"):
+            if not _has_same(system, root, directory):
                 raise ConfigError(f"{safe_text(url)} has another dataset: name a place that has none")
             print(f"{safe_text(url)} has dataset {fingerprint[:12]} already")
             return
@@ -92,6 +102,12 @@ def push(directory: Path, url: str) -> None:
             if (size := system.info(f"{root}/{path}")["size"]) != size_of(directory / path):
                 raise UserError(f"{safe_text(url)} has {size} bytes of {safe_text(path)}: push it again")
     print(f"{counted(len(files), 'file')} of dataset {fingerprint[:12]} are at {safe_text(url)}")
+
+
+def _has_same(system: Any, root: str, directory: Path) -> bool:
+    """Whether one finished dataset is here and there."""
+    here, there = directory / INDEX_NAME, f"{root}/{INDEX_NAME}"
+    return exists(here) and bool(system.exists(there)) and bool(system.cat_file(there) == read_bytes(here))
 
 
 def _that_end(endings: Sequence[str]) -> str:

@@ -102,6 +102,25 @@ def test_a_dataset_has_its_index_last_and_only_if_all_is_what_the_index_says(dat
     assert read_index(here) == read_index(dataset)
 
 
+def test_a_dataset_is_made_from_text_elsewhere_and_put_elsewhere(
+    elsewhere, tokenizer_path, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    options = ["--tokenizer", tokenizer_path, "--chunk-length", 32, "--workers", 1]
+    there = tmp_path / "bucket" / "tokens"
+    words = ["tokenize", f"file://{elsewhere}", f"file://{there}", *options]
+    assert preprocess(*words, "--part", "1/2") == 0
+    assert not there.exists()
+    assert preprocess(*words, "--part", "2/2") == 0
+    assert preprocess("tokenize", elsewhere, tmp_path / "by-hand", *options) == 0
+    assert read_index(there).fingerprint == read_index(tmp_path / "by-hand").fingerprint
+    assert plain(there) == plain(tmp_path / "data" / "tokens")
+    capsys.readouterr()
+    assert preprocess("fetch", f"file://{there}", tmp_path / "data" / "tokens") == 0
+    assert capsys.readouterr().out == f"{tmp_path}/data/tokens has the dataset of file://{there} already\n"
+
+
 def test_each_of_several_datasets_in_one_place_is_what_its_index_says(dataset, tmp_path):
     both, here = tmp_path / "both", tmp_path / "here"
     shutil.copytree(dataset, both / "web")
@@ -141,12 +160,17 @@ def test_what_cannot_be_copied_is_one_line(elsewhere, dataset, tmp_path, capsys,
     assert refusal(capsys, "tokenize", "s3://bucket", "tokens") == (
         "error: s3://bucket has no directory: s3://bucket/NAME is wanted\n"
     )
-    assert refusal(capsys, "tokenize", url, "s3://bucket/tokens") == (
-        "error: s3://bucket/tokens is elsewhere: give a directory as TOKENS, then `python -m preprocess push` it\n"
+    assert refusal(capsys, "tokenize", url, "s3://bucket") == (
+        "error: s3://bucket has no directory: s3://bucket/NAME is wanted\n"
     )
     assert train(["run", f"file://{dataset}", "run", "--stop-step", "0"], None) == 2
     assert capsys.readouterr().err.startswith("error: stop-step 0 is too small")
     assert plain(tmp_path / "data" / "dataset") == plain(dataset)
+    for words in (["run", dataset], ["launch", "local", "tiny", "--tokens", dataset, "--run"]):
+        assert train([*map(str, words), "s3://bucket/run"], None) == 2
+        assert capsys.readouterr().err == (
+            "error: s3://bucket/run is elsewhere: a run is kept on this machine, give a directory\n"
+        )
     wanted = "error: s3://bucket/a is not on this machine: `python -m preprocess fetch s3://bucket/a DIR` brings it\n"
     assert refusal(capsys, "launch", "slurm", "s3://bucket/a", "tokens") == wanted
     assert refusal(capsys, "verify", "s3://bucket/a") == wanted
@@ -217,7 +241,7 @@ def s3(monkeypatch):
 @pytest.mark.slow
 def test_text_of_s3_is_tokenized_and_its_dataset_pushed_there_and_trained_on(s3, elsewhere, tokenizer_path, tmp_path):
     s3.put(str(elsewhere), "bucket/text", recursive=True)
-    work, tokens, url = tmp_path / "work", tmp_path / "tokens", "s3://bucket/tokens"
+    work, url = tmp_path / "work", "s3://bucket/tokens"
     work.mkdir()
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -227,15 +251,15 @@ def test_text_of_s3_is_tokenized_and_its_dataset_pushed_there_and_trained_on(s3,
     options = ["--tokenizer", tokenizer_path, "--chunk-length", 32, "--workers", 1]
     recipe = recipe_file(tmp_path, training__total_steps=2, model__vocab_size=2048)
     for words in [
-        ["preprocess", "tokenize", "s3://bucket/text", tokens, *options],
-        ["preprocess", "push", tokens, url],
+        ["preprocess", "tokenize", "s3://bucket/text", url, *options],
+        ["preprocess", "fetch", url, tmp_path / "back"],
         ["train", "run", url, tmp_path / "run", "--recipe", recipe, "--nproc", 1],
     ]:
         done = run(*words)
         assert done.returncode == 0, done.stderr
     assert plain(tmp_path / "data" / "text") == plain(elsewhere)
-    assert plain(tmp_path / "data" / "tokens") == plain(tokens)
+    assert plain(tmp_path / "data" / "tokens") == plain(tmp_path / "back")
     assert read_state(tmp_path / "run") == ("finished", 2, "all steps are done")
-    done = run("preprocess", "push", tokens, "s3://no-bucket/tokens")
+    done = run("preprocess", "push", tmp_path / "back", "s3://no-bucket/tokens")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: s3://no-bucket/tokens was not copied (")

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from shared.errors import ConfigError
+from shared.terminal import safe_text
+from shared.urls import remote_url
 from train.config import RunConfig
 from train.loggers import Logger
 from train.sample import Sampling
@@ -48,6 +51,10 @@ class RunOptions:
     """Write a trace of so many steps to RUN/profile-rank0.json, for chrome://tracing or ui.perfetto.dev."""
     memory_snapshot: bool = False
     """Write every allocation of a GPU to RUN/memory-rank0.pickle, for pytorch.org/memory_viz."""
+
+    def __post_init__(self) -> None:
+        if (url := remote_url(self.run)) is not None:
+            raise ConfigError(f"{safe_text(url)} is elsewhere: a run is kept on this machine, give a directory")
 
 
 @dataclass(frozen=True)
