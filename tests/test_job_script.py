@@ -118,6 +118,21 @@ def test_slices_that_die_without_a_word_stop_a_chain_too(counting, monkeypatch):
     assert len(counting.cluster.ran) == 3  # the last only says so
 
 
+def test_a_slice_that_ends_while_the_script_hears_its_notice_has_its_own_code(counting, monkeypatch):
+    """The shell's `wait` gives the signal's number for a code when a trap ran, here long enough for the work to end."""
+    monkeypatch.setenv("BASH_FUNC_kill%%", '() { builtin kill "$@"; local code=$?; sleep 0.5; return $code; }')
+    counting.submit(counting.text("10~", "20."), monkeypatch)
+    told = []
+
+    def watch(number, pid, age_s):
+        if json.loads(counting.target.read_text() or "{}").get("starts") == 1 and not told:
+            counting.cluster.kill(counting.cluster.ran[-1], signal.SIGTERM)
+            told.append(pid)
+
+    counting.cluster.drain(watch)
+    assert counting.ends() == [(10, "saved"), (20, "finished")]
+
+
 def test_a_walltime_ends_a_slice_after_a_notice_and_the_next_goes_on(tmp_path, monkeypatch):
     counting = Counting(tmp_path, "slurm")
     counting.submit(counting.text("10~", "20.", walltime_s=10), monkeypatch)
