@@ -112,8 +112,8 @@ def _middle(system: System, dialect: Dialect, job: Job, site: Site) -> list[str]
         f"{work} &",
         f'work=$!; [ -z "$asked" ] || kill -{notice} "$work"',
         'while wait "$work"; code=$?; kill -0 "$work" 2> /dev/null; do :; done',
-        "# a trap cuts a wait short, with its signal for a code; waited for again, the work tells its own",
-        'wait "$work" 2> /dev/null; again=$?; [ $again -eq 127 ] || code=$again',
+        'wait "$work" 2> /dev/null; again=$?  # a trap cuts a wait short, with its signal for a code',
+        "[ $again -eq 127 ] || code=$again",
         "trap 'asked=1' USR1 TERM INT",
     ]
 
