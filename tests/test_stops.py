@@ -75,11 +75,13 @@ def test_a_signal_to_any_rank_at_any_place_ends_all_ranks_saved_and_loses_nothin
         assert records(run) == undisturbed
 
 
-def test_a_launcher_passes_a_signal_on_from_the_first_moment_of_its_ranks(tokens, tmp_path):
+def test_a_launcher_passes_a_signal_on_from_the_first_moment_of_its_ranks_and_more_change_nothing(tokens, tmp_path):
     process = start_cli("train", "run", *arguments(tokens, tmp_path), OMP_NUM_THREADS="1")
     await_that(lambda: len(family(process.pid)) == 3, process)
-    process.send_signal(signal.SIGUSR1)
-    _, err = process.communicate(timeout=100)
+    while process.poll() is None:  # until it has shut down
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.001)
+    _, err = process.communicate()
     assert process.returncode == REQUEUE, err
     assert err == "stopped at step 0, saved (SIGUSR1): run the same command again to continue\n"
     assert read_state(tmp_path / "run") == ("requeue", 0, "SIGUSR1")

@@ -14,4 +14,6 @@ if __name__ == "__main__":
         from train.collective import leave
 
         leave(exit_code)
+    if signals is not None:
+        signals.ignore()  # or one more would take the place of the exit code
     sys.exit(exit_code)

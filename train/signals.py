@@ -19,6 +19,11 @@ class Signals:
             signal.signal(number, self._remember)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
+    def ignore(self) -> None:
+        """From here on none counts: while Python shuts down it gives them back their default, which is to kill."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received.append(signal.Signals(number))
