@@ -21,6 +21,7 @@ COMMANDS = ("sbatch", "scancel", "srun", "scontrol", "qsub", "qdel", "qstat", "p
 KILL_S = 3.0
 """Between SIGTERM and SIGKILL at a walltime."""
 MARK = "STAND_IN_JOB"
+"""In the environment of all processes of a job: its name and its cluster, for another may have a job of that name."""
 
 
 class Cluster:
@@ -61,7 +62,7 @@ class Cluster:
         script.write_text(job["script"])
         walltime_s = seconds(re.search(r"(?:--time=|-l walltime=)(\S+)", job["script"])[1])
         notice = re.search(r"--signal=B:USR1@(\d+)", job["script"])
-        began, environment = time.time(), {**self.environment, MARK: job["id"]}
+        began, environment = time.time(), {**self.environment, MARK: self._mark(job["id"])}
         if self.system == "slurm":
             environment |= {"SLURM_JOB_ID": job["number"], "SLURM_JOB_END_TIME": str(int(began + walltime_s))}
             environment |= {"SLURM_NNODES": re.search(r"--nodes=(\d+)", job["script"])[1]}
@@ -94,6 +95,9 @@ class Cluster:
         self.kill(job["id"], signal.SIGKILL)
         out.close()
 
+    def _mark(self, job: str) -> str:
+        return f"{self.spool} {job}"
+
     def kill(self, job: str, number: signal.Signals) -> None:
         """Everything of a job, as the kernel does when a node is lost."""
         for pid in self.processes(job):
@@ -108,12 +112,12 @@ class Cluster:
 
     def ranks(self, job: str, words: bytes = b"train\0run\0") -> list[int]:
         """Those processes of a job that have these words in their command line, but no agent of torchrun."""
-        found = []
+        found, mark = [], f"{MARK}={self._mark(job)}\0".encode()
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
                 command = path.with_name("cmdline").read_bytes()
                 is_meant = not words or (words in command and b"torch.distributed.run" not in command)
-                if is_meant and f"{MARK}={job}\0".encode() in path.read_bytes() + b"\0":
+                if is_meant and mark in path.read_bytes() + b"\0":
                     found.append(int(path.parent.name))
             except OSError:
                 continue

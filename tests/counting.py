@@ -54,6 +54,8 @@ def work(target: Path, plan: list[str]) -> int:
         time.sleep(0.01)
     while how == "^":  # nothing but SIGKILL ends it
         time.sleep(0.01)
+    for number in (signal.SIGUSR1, signal.SIGTERM):  # Python would have them kill it while it shuts down
+        signal.signal(number, signal.SIG_IGN)
     return CODES.get(how, 75)
 
 
