@@ -81,9 +81,10 @@ def start_cluster(num_cpus, code):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir="/tmp") as directory:  # for its sockets
         patch.setenv("PYTHONPATH", str(code))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_TMPDIR", directory)  # Ray writes the head's address under it, where `temp_dir` says nothing
         patch.setenv("RAY_health_check_period_ms", "1000")
         port = free_port()
-        head = {**NODE, "num_cpus": num_cpus, "temp_dir": directory, "ray_client_server_port": port}
+        head = {**NODE, "num_cpus": num_cpus, "temp_dir": f"{directory}/ray", "ray_client_server_port": port}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         cluster.client = f"ray://127.0.0.1:{port}"
         yield cluster
