@@ -135,6 +135,11 @@ def test_the_nearest_multiple_is_never_zero(value, factor, nearest):
         ({"num_key_value_heads": 0}, "model.num_key_value_heads 0 is too small: at least 1 is wanted"),
         ({"intermediate_size": 0}, "model.intermediate_size 0 is too small: at least 1 is wanted"),
         ({"sliding_window": 0}, "model.sliding_window 0 is too small: at least 1 is wanted"),
+        ({"vocab_size": None, "eos_token_id": -1}, "model.eos_token_id -1 is no id of the model: 0 or more is wanted"),
+        (
+            {"vocab_size": 64, "bos_token_id": 64},
+            "model.bos_token_id 64 is no id of the model: a number below model.vocab_size 64 is wanted",
+        ),
         ({"hidden_dropout": 1.0}, "model.hidden_dropout 1.0 is out of range: 0 or more and less than 1 is wanted"),
         ({"attention_dropout": -0.1}, "model.attention_dropout -0.1 is out of range: 0 or more and less than 1"),
         (

@@ -97,6 +97,11 @@ class ArgonneConfig:
         for name in ("vocab_size", "head_size", "num_key_value_heads", "intermediate_size", "sliding_window"):
             if getattr(self, name) is not None:
                 at_least(f"model.{name}", getattr(self, name), 1)
+        for name in ("eos_token_id", "bos_token_id"):
+            number = getattr(self, name)
+            if number is not None and not 0 <= number < (self.vocab_size or math.inf):
+                rows = f"a number below model.vocab_size {self.vocab_size}" if self.vocab_size else "0 or more"
+                raise ConfigError(f"model.{name} {number} is no id of the model: {rows} is wanted")
         if self.logit_softcap is not None and self.logit_softcap <= 0:
             raise ConfigError(f"model.logit_softcap {self.logit_softcap} is too small: more than 0 is wanted")
         for name in ("attention_dropout", "hidden_dropout"):
