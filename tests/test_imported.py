@@ -16,6 +16,7 @@ from shared.storage import read_sealed
 from tests.helpers import run_cli
 from tests.test_export import write_exportable
 from tests.train_helpers import MODEL, random_tokens, recipe, write_tokens
+from train.commands import main
 from train.config import RunConfig, load_recipe
 from train.export import export
 from train.imported import Found, write_import
@@ -124,6 +125,21 @@ def test_a_model_from_elsewhere_goes_on_with_the_mixture_of_its_recipe(folder, t
         write_tokens(tmp_path / "tokens" / name, [random_tokens(400)], vocab_size=64)
     prepared = prepare(RunRequest(tmp_path / "tokens", tmp_path / "run", load_recipe(str(path))), 1)
     assert prepared.config.data == config.data
+
+
+def test_what_the_weights_settle_is_not_asked_for_what_they_leave_open_is(folder, tmp_path, capfd):
+    told = [str(folder), str(tmp_path / "run"), *map(str, SMALL)]
+    assert main(["import", *told, "--model.num-attention-heads", "2"], None) == 2
+    refusal = (
+        f"model.num_attention_heads 2 is asked for, the weights of {folder} are for {MODEL['num_attention_heads']}"
+    )
+    assert refusal in capfd.readouterr().err
+    assert main(["import", *told, "--heads", "2"], None) == 2
+    assert "--heads is of an old checkpoint file: a Hugging Face folder tells its own" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main(["import", *told, "--model.hidden-dropout", "0.1", "--model.rope-theta", "500"], None) == 0
+    model, there = load_recipe(str(tmp_path / "run" / "recipe.toml")).model, read_llama(folder).config
+    assert model == replace(there, hidden_dropout=0.1, rope_theta=500.0)
 
 
 def test_what_is_no_llama_folder_is_refused(folder, tmp_path):

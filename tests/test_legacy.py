@@ -1,6 +1,7 @@
 """Old checkpoints live on: against a plain implementation of Argonne 1.x that shares no code with the trainer's."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from train.building import make_model
 from train.commands import main
 from train.config import load_recipe
 from train.legacy import MLP, CausalSelfAttention, LegacyModel, legacy_config
-from train.legacy_checkpoint import Untold, read_legacy
+from train.legacy_checkpoint import read_legacy
 from train.legacy_names import parameter_order
 from train.sample import Sampling, generate
 
@@ -42,8 +43,8 @@ def prefixed(state, prefix):
     return {prefix + key: value for key, value in state.items()}
 
 
-def imported(path, untold=Untold(4)):  # noqa: B008
-    found = read_legacy(path, untold)
+def imported(path, heads=4):
+    found = read_legacy(path, heads)
     model = make_model(found.config)
     model.load_state_dict(found.weights, strict=not found.config.tie_word_embeddings)
     model.tie()
@@ -130,9 +131,8 @@ def test_the_state_of_adamw_goes_to_its_parameters(tmp_path):
 )
 def test_a_checkpoint_of_2_0_has_its_logits(heads, changes, tmp_path):
     old = lively_model(architecture(**changes))
-    untold = Untold(heads, positions=64)
-    found, model = imported(save(tmp_path / "old.pth", prefixed(old.state_dict(), "_orig_mod.")), untold)
-    assert found.config == old.config
+    found, model = imported(save(tmp_path / "old.pth", prefixed(old.state_dict(), "_orig_mod.")), heads)
+    assert replace(found.config, max_position_embeddings=64) == old.config
     with torch.no_grad():
         assert torch.equal(model(some_ids()), old(some_ids()))
     names = [name for name, _ in old.named_parameters()]
@@ -142,10 +142,19 @@ def test_a_checkpoint_of_2_0_has_its_logits(heads, changes, tmp_path):
 def test_what_a_checkpoint_of_2_0_does_not_tell_is_told_by_options(tmp_path):
     path = save(tmp_path / "old.pth", lively_model(architecture()).state_dict())
     sizes = ["--data.sequence-length", "16", "--data.global-batch", "4", "--training.microbatch", "1"]
-    told = ["--heads", "4", "--positions", "48", "--rope-theta", "500", *sizes]
+    told = ["--heads", "4", *sizes, "--model.max-position-embeddings", "48", "--model.rope-theta", "500"]
     assert main(["import", str(path), str(tmp_path / "run"), *told], None) == 0
     model = load_recipe(str(tmp_path / "run" / "recipe.toml")).model
     assert (model.num_attention_heads, model.max_position_embeddings, model.rope_theta) == (4, 48, 500.0)
+
+
+def test_a_sequence_may_be_longer_than_the_recipe_by_which_a_model_goes_on_knows_them(tmp_path):
+    path = save(tmp_path / "old.pth", lively_model(architecture()).state_dict())
+    longest = load_recipe("tiny").model.max_position_embeddings
+    told = ["import", str(path), str(tmp_path / "run"), "--heads", "4", "--data.sequence-length"]
+    assert main([*told, str(2 * longest)], None) == 0
+    config = load_recipe(str(tmp_path / "run" / "recipe.toml"))
+    assert (config.data.sequence_length, config.model.max_position_embeddings) == (2 * longest, 4096)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +205,10 @@ def stage_missing(state):
         (two_versions, r"pipeline_stages\.1\.0\.ln1\.bias is not blocks\.2\.ln1\.bias"),
         (stage_missing, r"pipeline_stages\.2\.0 cannot be block 1"),
         (lambda state: {"model": state, "global_step": -1}, r"says global_step -1: a count is wanted"),
-        (lambda state: {"model": state, "loss": Untold()}, r"holds more than data \(train\.leg.*Untold\): it is not l"),
+        (
+            lambda state: {"model": state, "loss": Sampling()},
+            r"holds more than data \(train\.sam.*Sampling\): it is not l",
+        ),
         (
             lambda state: {"model": state | {"module.head.weight": torch.zeros(1)}},
             r"are both lm_head\.weight, and differ",
@@ -207,7 +219,7 @@ def stage_missing(state):
 def test_what_is_no_model_is_refused(document, problem, tmp_path):
     torch.save(document(old_model().state_dict()), tmp_path / "old.pth")
     with pytest.raises(FormatError, match=problem):
-        read_legacy(tmp_path / "old.pth", Untold(4))
+        read_legacy(tmp_path / "old.pth", 4)
 
 
 @pytest.mark.parametrize(
@@ -217,20 +229,20 @@ def test_what_is_no_checkpoint_is_refused_without_advice_to_run_it(raw, tmp_path
     path = tmp_path / "old.pth"
     path.write_bytes(raw)
     with pytest.raises(FormatError) as raised:
-        read_legacy(path, Untold(4))
+        read_legacy(path, 4)
     assert str(raised.value) == f"{path} is damaged, or no checkpoint: it is not loaded"
     with pytest.raises(FormatError, match=r"gone\.pth not found: name a checkpoint file"):
-        read_legacy(tmp_path / "gone.pth", Untold(4))
+        read_legacy(tmp_path / "gone.pth", 4)
     with pytest.raises(FormatError, match="cannot be read: Is a directory"):
-        read_legacy(tmp_path, Untold(4))
+        read_legacy(tmp_path, 4)
 
 
 def test_only_the_number_of_heads_is_asked_for(tmp_path):
     path = save(tmp_path / "old.pth", old_model().state_dict())
     with pytest.raises(ConfigError, match="heads is not in the checkpoint: give --heads"):
-        read_legacy(path, Untold())
+        read_legacy(path)
     with pytest.raises(ConfigError, match="not a multiple of num_attention_heads 5"):
-        read_legacy(path, Untold(5))
+        read_legacy(path, 5)
 
 
 def test_an_unmarked_shard_is_no_model_of_narrower_heads(tmp_path):
@@ -241,4 +253,4 @@ def test_an_unmarked_shard_is_no_model_of_narrower_heads(tmp_path):
         for name, tensor in whole.items()
     }
     with pytest.raises(ConfigError, match=r"queries of 16 and keys of 8 .* it is a part of a model, which cannot be"):
-        read_legacy(save(tmp_path / "old.pth", half), Untold(4))
+        read_legacy(save(tmp_path / "old.pth", half), 4)

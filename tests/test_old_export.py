@@ -6,12 +6,13 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
 from shared.errors import FormatError
+from shared.format import read_index
 from tests.helpers import run_cli
 from tests.old_argonne import OldModel, save
 from tests.train_helpers import recipe, some_ids
 from train.export import export
 from train.imported import with_tokenizer, write_import
-from train.legacy_checkpoint import Untold, read_legacy
+from train.legacy_checkpoint import read_legacy
 from train.modeling_argonne import ArgonneModel
 
 SIZES = {"vocab_size": 2112, "block_size": 80, "n_layer": 2, "n_head": 4, "n_embd": 36}
@@ -23,13 +24,18 @@ def exported(small_tokens, tmp_path_factory):
     directory = tmp_path_factory.mktemp("old")
     torch.manual_seed(0)
     old = OldModel(**SIZES).eval()
-    path = save(directory / "old.pth", old.state_dict())
-    run, out = directory / "run", directory / "out"
-    told = ("--heads", 4, "--tokenizer", small_tokens / "tokenizer.json", "--data.sequence-length", 16)
-    done = run_cli("train", "import", path, run, *told)
+    save(directory / "old.pth", old.state_dict())
+    return old, *out_and_back(directory, small_tokens)
+
+
+def out_and_back(directory, tokens, *options):
+    """The run and the folder that are made of old.pth in `directory`."""
+    run, out = directory / f"run{len(options)}", directory / f"out{len(options)}"
+    told = ("--heads", 4, "--tokenizer", tokens / "tokenizer.json", "--data.sequence-length", 16)
+    done = run_cli("train", "import", directory / "old.pth", run, *told, *options)
     assert done.returncode == 0, done.stderr
     export(run, out, "fp32")
-    return old, run, out
+    return run, out
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,16 @@ def test_the_loss_of_transformers_is_of_labels_that_nobody_shifts(exported, load
         loaded(some_ids(1, 81))
 
 
+def test_an_old_model_that_is_told_how_a_document_ends_stops_there(exported, small_tokens):
+    _, run, out = exported
+    assert "has no end that was told" in (out / "README.md").read_text()
+    assert ArgonneModel.from_pretrained(out).generation_config.eos_token_id is None
+    end = read_index(small_tokens).tokenizer.end_of_document_id
+    _, told = out_and_back(run.parent, small_tokens, "--model.eos-token-id", end)
+    assert f"A document ends with id {end}" in (told / "README.md").read_text()
+    assert ArgonneModel.from_pretrained(told).generation_config.eos_token_id == end
+
+
 def test_padding_before_a_prompt_changes_nothing(exported, loaded):
     ids = some_ids(2, 6)
     padded = F.pad(ids, (3, 0))
@@ -80,7 +96,7 @@ def test_padding_before_a_prompt_changes_nothing(exported, loaded):
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(small_tokens, tmp_path):
-    found = read_legacy(save(tmp_path / "old.pth", OldModel(64, 24, 1, 4, 36).state_dict()), Untold(4))
+    found = read_legacy(save(tmp_path / "old.pth", OldModel(64, 24, 1, 4, 36).state_dict()), 4)
     with pytest.raises(FormatError, match="gives 2,048 ids, the model has 64 rows"):
         with_tokenizer(found, small_tokens / "tokenizer.json")
     with pytest.raises(FormatError, match="not found: name the tokenizer"):

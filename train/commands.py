@@ -155,18 +155,23 @@ def export(arguments: Sequence[str]) -> None:
 
 def import_model(arguments: Sequence[str]) -> None:
     """Make a run that continues a model from elsewhere: an old Argonne checkpoint, or a Llama's Hugging Face folder."""
-    from train.imported import with_tokenizer, write_import
-    from train.legacy_checkpoint import Untold, read_legacy
+    from train.imported import with_model, with_tokenizer, write_import
+    from train.legacy_checkpoint import read_legacy
     from train.legacy_place import NO_PLACE, place_of
     from train.llama_folder import read_llama
 
-    default = ImportOptions(tyro.MISSING, tyro.MISSING, _recipe(arguments, ImportOptions.recipe))
-    options = tyro.cli(ImportOptions, args=arguments, default=default, prog="python -m train import")
-    untold = Untold(options.heads, options.positions, options.rope_theta)
-    found = read_legacy(options.source, untold) if options.source.is_file() else read_llama(options.source)
+    default = ImportOptions.by(_recipe(arguments, ImportOptions.recipe))
+    command = partial(tyro.cli, ImportOptions, args=arguments, prog="python -m train import")
+    options = command(default=default)
+    is_file = options.source.is_file()
+    if not is_file and options.heads is not None:
+        raise ConfigError("--heads is of an old checkpoint file: a Hugging Face folder tells its own, leave it out")
+    found = read_legacy(options.source, options.heads) if is_file else read_llama(options.source)
+    options = command(default=replace(default, model=found.config))  # what is asked for changes what was found
+    found = with_model(found, options.model)
     if options.tokenizer is not None:
         found = with_tokenizer(found, options.tokenizer)
-    place = None if options.tokens is None else place_of(found.data_position, options.tokens, options.config.data)
+    place = None if options.tokens is None else place_of(found.data_position, options.tokens, options.data)
     if found.data_position is not None:
         found = replace(found, notes=[*found.notes, place.note if place else NO_PLACE])
     recipe = write_import(found, options.out, options.config, place)

@@ -31,6 +31,11 @@ from train.legacy_place import Place
 from train.run_files import CHECKPOINTS_NAME, IMPORTED_NAME
 
 RECIPE_NAME = "recipe.toml"
+WEIGHED = (
+    *("architecture", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_size"),
+    *("num_key_value_heads", "intermediate_size", "tie_word_embeddings", "attention_bias", "mlp_bias", "qk_norm"),
+)
+"""What of an architecture its weights settle."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,20 @@ class Found:
     def num_dropped(self) -> int:
         """Keys that nothing was made of."""
         return sum(name not in self.weights for name in self.fate.values())
+
+
+def with_model(found: Found, asked: ArgonneConfig) -> Found:
+    """The model with the architecture that was asked for, where its source leaves a choice.
+
+    Raises: ConfigError if it leaves none.
+    """
+    for name in WEIGHED:
+        there, wanted = getattr(found.config, name), getattr(asked, name)
+        if there != wanted:
+            raise ConfigError(
+                f"model.{name} {wanted} is asked for, the weights of {found.source} are for {there}: leave it out"
+            )
+    return replace(found, config=asked)
 
 
 def with_tokenizer(found: Found, path: Path) -> Found:

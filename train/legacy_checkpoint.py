@@ -3,7 +3,6 @@
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,10 @@ STATES = ("step", "exp_avg", "exp_avg_sq")
 TIED = "dropped: the same values as the embedding"
 
 
-@dataclass(frozen=True)
-class Untold:
-    """What no old checkpoint tells and its shapes do not show."""
+def read_legacy(path: Path, heads: int | None = None) -> Found:
+    """The model in an old checkpoint, of so many attention heads, with its optimizer's state if that is whole.
 
-    heads: int | None = None
-    positions: int = 4096
-    """Of a 2.0 model, whose positions have no weights."""
-    rope_theta: float = 10000.0
-
-
-def read_legacy(path: Path, untold: Untold) -> Found:
-    """The model in an old checkpoint, with its optimizer's state if that is whole.
+    What its shapes do not show of a 2.0 (longest sequence, rotary theta) is as 2.0 began with.
 
     Raises: FormatError if it is none, holds more than data or only a part of a model; ConfigError if the number of
     heads is wanted.
@@ -57,7 +48,7 @@ def read_legacy(path: Path, untold: Untold) -> Found:
     _refuse_two_versions(path, tensors, fate)
     weights = {name: _shaped(name, tensors[key]) for key, name in fate.items() if not name.startswith("dropped: ")}
     weights = {name: weights[name] for name in parameter_order(generation, weights)}
-    config = _config(generation, weights, untold)
+    config = _config(generation, weights, heads)
     if config.tie_word_embeddings:
         del weights["lm_head.weight"]
         fate = {key: TIED if name == "lm_head.weight" else name for key, name in fate.items()}
@@ -83,10 +74,9 @@ def _load(path: Path) -> dict[str, Any]:
             held = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}") from None
-    except (
-        Exception
-    ) as error:  # of what is no checkpoint at all the unpickler raises anything, a KeyError of its letters
-        # Not torch's own words: they advise to load it as code.
+    except Exception as error:
+        # Of what is no checkpoint at all the unpickler raises anything, as a KeyError of its letters. Not torch's own
+        # words: they advise to load it as code.
         found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         why = f"holds more than data ({found[1]})" if found else "is damaged, or no checkpoint"
         raise FormatError(f"{path} {why}: it is not loaded") from error
@@ -132,14 +122,14 @@ def _shaped(name: str, tensor: Tensor) -> Tensor:
     return tensor[0] if name == "embed_positions.weight" and tensor.ndim == 3 else tensor
 
 
-def _config(generation: int, weights: Mapping[str, Tensor], untold: Untold) -> ArgonneConfig:
+def _config(generation: int, weights: Mapping[str, Tensor], heads: int | None) -> ArgonneConfig:
     """What the shapes tell.
 
     Raises: ConfigError if the number of heads is wanted, or does not fit them.
     """
     vocab, width = weights["embed_tokens.weight"].shape
     layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-    if untold.heads is None:
+    if heads is None:
         raise ConfigError(
             "the number of attention heads is not in the checkpoint: give --heads (12 in Argonne 1.0, 16 in 1.5, 24 in "
             "2.0 as they were trained)"
@@ -147,26 +137,26 @@ def _config(generation: int, weights: Mapping[str, Tensor], untold: Untold) -> A
     inner = weights["blocks.0.mlp.up_proj.weight"].shape[0]
     if generation == 1:
         positions = weights["embed_positions.weight"].shape[0]
-        sizes = {"block_size": positions, "n_layer": layers, "n_head": untold.heads, "n_embd": width}
+        sizes = {"block_size": positions, "n_layer": layers, "n_head": heads, "n_embd": width}
         return legacy_config(vocab_size=vocab, intermediate_size=inner, **sizes)
     queries, keys = (weights[f"blocks.0.attn.{name}_proj.weight"].shape[0] for name in "qk")
-    head = width // untold.heads  # where it does not divide, as 4096 by 24, the heads are narrower together
-    if not head or queries != untold.heads * head or keys % head:
+    head = width // heads  # where it does not divide, as 4096 by 24, the heads are narrower together
+    if not head or queries != heads * head or keys % head:
         raise ConfigError(
             f"queries of {queries} and keys of {keys} elements in a model of width {width} do not divide into "
-            f"{untold.heads} heads: another --heads is wanted, or it is a part of a model, which cannot be imported"
+            f"{heads} heads: another --heads is wanted, or it is a part of a model, which cannot be imported"
         )
     output = weights.get("lm_head.weight")
     return ArgonneConfig(
         vocab_size=vocab,
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=untold.heads,
-        max_position_embeddings=untold.positions,
+        num_attention_heads=heads,
+        max_position_embeddings=4096,
         head_size=None if queries == width else head,
         num_key_value_heads=keys // head,
         intermediate_size=inner,
-        rope_theta=untold.rope_theta,
+        rope_theta=10000.0,
         tie_word_embeddings=output is not None and torch.equal(output, weights["embed_tokens.weight"]),
         attention_bias="blocks.0.attn.q_proj.bias" in weights,
         mlp_bias="blocks.0.mlp.up_proj.bias" in weights,
