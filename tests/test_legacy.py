@@ -163,6 +163,7 @@ def test_a_sequence_may_be_longer_than_the_recipe_by_which_a_model_goes_on_knows
         ({"num_key_value_heads": 2}, "num_key_value_heads 2 is found: argonne-1 is always 4"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings True is found: argonne-1 is always False"),
         ({"mlp_bias": False}, "mlp_bias False is found: argonne-1 is always True"),
+        ({"rope_theta": 500.0}, "rope_theta 500.0 is found: argonne-1 is always 10000.0"),
         ({"qk_norm": True}, "qk_norm True is found: argonne-1 is always False"),
     ],
 )

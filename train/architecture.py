@@ -134,7 +134,13 @@ class ArgonneConfig:
             )
         wanted: dict[str, float | None] = {"num_key_value_heads": heads, "intermediate_size": 4 * self.hidden_size}
         wanted |= {"rms_norm_eps": 1e-5, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
-        wanted |= {"head_size": None, "qk_norm": False, "logit_softcap": None, "sliding_window": None}
+        wanted |= {
+            "head_size": None,
+            "qk_norm": False,
+            "logit_softcap": None,
+            "sliding_window": None,
+            "rope_theta": 10000.0,
+        }
         for name, value in wanted.items():
             if getattr(self, name) != value:
                 raise ConfigError(f"model.{name} {getattr(self, name)} is found: argonne-1 is always {value}")
