@@ -25,10 +25,10 @@ def exported(small_tokens, tmp_path_factory):
     torch.manual_seed(0)
     old = OldModel(**SIZES).eval()
     save(directory / "old.pth", old.state_dict())
-    return old, *out_and_back(directory, small_tokens)
+    return old, *imported_and_exported(directory, small_tokens)
 
 
-def out_and_back(directory, tokens, *options):
+def imported_and_exported(directory, tokens, *options):
     """The run and the folder that are made of old.pth in `directory`."""
     run, out = directory / f"run{len(options)}", directory / f"out{len(options)}"
     told = ("--heads", 4, "--tokenizer", tokens / "tokenizer.json", "--data.sequence-length", 16)
@@ -78,7 +78,7 @@ def test_an_old_model_that_is_told_how_a_document_ends_stops_there(exported, sma
     assert "has no end that was told" in (out / "README.md").read_text()
     assert ArgonneModel.from_pretrained(out).generation_config.eos_token_id is None
     end = read_index(small_tokens).tokenizer.end_of_document_id
-    _, told = out_and_back(run.parent, small_tokens, "--model.eos-token-id", end)
+    _, told = imported_and_exported(run.parent, small_tokens, "--model.eos-token-id", end)
     assert f"A document ends with id {end}" in (told / "README.md").read_text()
     assert ArgonneModel.from_pretrained(told).generation_config.eos_token_id == end
 

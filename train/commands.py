@@ -27,6 +27,7 @@ from train.options import (
     RunOptions,
     SampleOptions,
     StatusOptions,
+    Unsettled,
 )
 from train.outlook import Outlook
 from train.plan_command import plan
@@ -160,28 +161,29 @@ def import_model(arguments: Sequence[str]) -> None:
     from train.legacy_place import NO_PLACE, place_of
     from train.llama_folder import read_llama
 
-    default = ImportOptions.by(_recipe(arguments, ImportOptions.recipe))
+    recipe = Unsettled(**vars(_recipe(arguments, ImportOptions.recipe)))
     command = partial(tyro.cli, ImportOptions, args=arguments, prog="python -m train import")
-    options = command(default=default)
+    options = command(default=ImportOptions(tyro.MISSING, tyro.MISSING, recipe))
     is_file = options.source.is_file()
     if not is_file and options.heads is not None:
         raise ConfigError("--heads is of an old checkpoint file: a Hugging Face folder tells its own, leave it out")
     found = read_legacy(options.source, options.heads) if is_file else read_llama(options.source)
-    options = command(default=replace(default, model=found.config))  # what is asked for changes what was found
-    found = with_model(found, options.model)
+    model = replace(recipe, model=found.config)  # which is what the options change
+    config = RunConfig(**vars(command(default=ImportOptions(tyro.MISSING, tyro.MISSING, model)).config))
+    found = with_model(found, config.model)
     if options.tokenizer is not None:
         found = with_tokenizer(found, options.tokenizer)
-    place = None if options.tokens is None else place_of(found.data_position, options.tokens, options.data)
+    place = None if options.tokens is None else place_of(found.data_position, options.tokens, config.data)
     if found.data_position is not None:
         found = replace(found, notes=[*found.notes, place.note if place else NO_PLACE])
-    recipe = write_import(found, options.out, options.config, place)
+    path = write_import(found, options.out, config, place)
     for key, name in found.fate.items():
         print(f"{safe_text(key)}: {safe_text(name)}")
     for note in found.notes:
         print(safe_text(note))
     print(
         f"{options.out}: step {found.step:,}, {len(found.weights)} tensors, {found.num_renamed} renamed, "
-        f"{found.num_dropped} dropped; continue it with `python -m train run TOKENS {options.out} --recipe {recipe}`"
+        f"{found.num_dropped} dropped; continue it with `python -m train run TOKENS {options.out} --recipe {path}`"
     )
 
 

@@ -1,6 +1,6 @@
 """What each command of `train` can be told: the command line, as dataclasses."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,17 +9,7 @@ import tyro
 from shared.errors import ConfigError
 from shared.terminal import safe_text
 from shared.urls import remote_url
-from train.architecture import ArgonneConfig
-from train.config import (
-    CheckpointConfig,
-    FullyShardedConfig,
-    OptimizerConfig,
-    PipelineConfig,
-    RecoveryConfig,
-    RunConfig,
-    TrainingConfig,
-)
-from train.data_config import DataConfig
+from train.config import RunConfig
 from train.loggers import Logger
 from train.sample import Sampling
 
@@ -107,6 +97,14 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class Unsettled(RunConfig):
+    """A recipe that is to go on with another model than its own, which it need not fit."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
 class ImportOptions:
     """Make a run that continues a model from elsewhere: an old Argonne checkpoint, or a Llama's Hugging Face folder."""
 
@@ -114,16 +112,7 @@ class ImportOptions:
     """The folder, or the checkpoint file (.pth, .pt)."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Directory of the run, which is not there yet."""
-    # The sections of a recipe each by itself: they have to fit together with the source's model, not with the recipe's.
-    model: ArgonneConfig
-    data: DataConfig
-    optimizer: OptimizerConfig
-    training: TrainingConfig
-    checkpoint: CheckpointConfig
-    pipeline: PipelineConfig
-    fsdp: FullyShardedConfig
-    recovery: RecoveryConfig
-    strategy: Literal["fsdp", "pipeline"]
+    config: Annotated[Unsettled, tyro.conf.arg(name="")]
     recipe: str = "tiny"
     """Name of a shipped recipe, or path of a .toml file, by which to go on. Its [model] does not count: that is as the
     source tells it, and what weights leave open as --model options do (--model.eos-token-id)."""
@@ -133,19 +122,6 @@ class ImportOptions:
     """The tokenizer.json of an old checkpoint, which does not tell it. None: that of the dataset it goes on with."""
     heads: int | None = None
     """Of attention, which an old checkpoint does not tell: 12 in Argonne 1.0, 16 in 1.5, 24 in 2.0."""
-
-    @classmethod
-    def by(cls, recipe: RunConfig) -> "ImportOptions":
-        """What is not asked for otherwise."""
-        return cls(tyro.MISSING, tyro.MISSING, **{part.name: getattr(recipe, part.name) for part in fields(recipe)})
-
-    @property
-    def config(self) -> RunConfig:
-        """The recipe that was asked for.
-
-        Raises: ConfigError if its sections do not fit together.
-        """
-        return RunConfig(**{part.name: getattr(self, part.name) for part in fields(RunConfig)})
 
 
 @dataclass(frozen=True)
